@@ -1,0 +1,52 @@
+"""fastvq: vector quantization at the speed of the machine.
+
+Names are loaded when they are first used: importing fastvq costs little more than NumPy, and
+scikit-learn is imported with the first estimator.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+# Chooses the level: a FASTVQ_LEVEL that cannot be had is an error here, not at the first fit.
+from fastvq import _kernels  # noqa: F401
+
+if TYPE_CHECKING:
+    from fastvq import kernels, reference
+    from fastvq._config import show_config
+    from fastvq._threads import get_num_threads, set_num_threads
+    from fastvq.vq import VectorQuantizer
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "VectorQuantizer",
+    "__version__",
+    "get_num_threads",
+    "kernels",
+    "reference",
+    "set_num_threads",
+    "show_config",
+]
+
+# The module that each lazy name comes from; a module's own name stands for the module.
+_ORIGIN = {
+    "VectorQuantizer": "fastvq.vq",
+    "get_num_threads": "fastvq._threads",
+    "kernels": "fastvq.kernels",
+    "reference": "fastvq.reference",
+    "set_num_threads": "fastvq._threads",
+    "show_config": "fastvq._config",
+}
+
+
+def __getattr__(name):
+    if name not in _ORIGIN:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = import_module(_ORIGIN[name])
+    value = module if module.__name__ == f"{__name__}.{name}" else getattr(module, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__():
+    return sorted({*globals(), *__all__})

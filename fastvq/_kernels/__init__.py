@@ -1,0 +1,87 @@
+"""The compiled kernels, and the choice of their instruction-set level.
+
+Each kernel `<kernel>.pyx` is compiled once per level of `_levels.py`, as the extension module
+`fastvq._kernels.<level>.<kernel>`. The level is chosen here, once, when this package is imported:
+the best one that is built and that this CPU can run, or the one that the environment variable
+FASTVQ_LEVEL names. It is chosen *before* a module of it is imported: the initialisation of a
+module may itself hold instructions that another CPU lacks, so trying would end the process.
+
+A kernel is fetched with `load`: one that the active level lacks is an error, never silently
+another level's, because scalar code in its place costs an order of magnitude and nobody notices.
+"""
+
+import os
+from importlib import import_module
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+
+from fastvq._kernels._levels import LEVELS
+
+_HERE = Path(__file__).parent
+
+try:
+    from fastvq._kernels import _cpu  # type: ignore[attr-defined]
+except ImportError as error:
+    raise ImportError(
+        f"fastvq's kernels are not built in {_HERE}: {error}. If that is the source tree, "
+        "build it in place with `pip install -e .`, or install it with `pip install .` and run "
+        "Python from another directory"
+    ) from error
+
+
+def levels_built():
+    """Names of the levels whose modules are installed, ascending."""
+    return tuple(level.name for level in LEVELS if _is_built(level))
+
+
+def levels_runnable():
+    """Names of the built levels that this CPU can run, ascending."""
+    machine, features = _cpu.machine(), _cpu.features()
+    return tuple(
+        level.name
+        for level in LEVELS
+        if level.machine == machine and features.issuperset(level.features) and _is_built(level)
+    )
+
+
+def active_level():
+    """Name of the level that `load` takes its kernels from."""
+    return _ACTIVE
+
+
+def load(kernel):
+    """The module of a kernel, from the active level: `load("assign")`."""
+    try:
+        return import_module(f"fastvq._kernels.{_ACTIVE}.{kernel}")
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"kernel {kernel!r} is not built for level {_ACTIVE!r}: reinstall fastvq"
+        ) from error
+
+
+def _is_built(level):
+    # A module of another Python version, left by an earlier build in place, does not count.
+    directory = _HERE / level.name
+    return any(path.name.endswith(tuple(EXTENSION_SUFFIXES)) for path in directory.glob("*"))
+
+
+def _choose(forced):
+    """The best runnable level, or `forced`; an ImportError that lists the choices if it cannot."""
+    runnable = levels_runnable()
+    choices = f"runnable here: {', '.join(runnable) or 'none'}"
+    if not forced:
+        if not runnable:
+            raise ImportError(f"fastvq is installed without a level that this CPU runs ({choices})")
+        return runnable[-1]
+    if forced in runnable:
+        return forced
+    if forced not in [level.name for level in LEVELS]:
+        problem = "is not the name of a level"
+    elif forced not in levels_built():
+        problem = "is not built in this installation"
+    else:
+        problem = "needs CPU features that are missing here"
+    raise ImportError(f"FASTVQ_LEVEL={forced!r} {problem} ({choices})")
+
+
+_ACTIVE = _choose(os.environ.get("FASTVQ_LEVEL"))

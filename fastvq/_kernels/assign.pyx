@@ -1,0 +1,236 @@
+"""Nearest codewords.
+
+The code of a row is the first index k that minimises sum_f (x_f - c_kf)^2, each sum taken over
+features in order in the codebook's precision: that, the *direct* value, is the definition, and it
+depends on the row and the codebook alone. The *expanded* value |c|^2 - 2 x.c costs half the
+arithmetic but loses digits; it serves where best and second best differ by more than both kinds
+of rounding together can explain, and marks the other rows as doubtful for the direct tile. So
+every plan gives the same codes.
+"""
+
+from cython.parallel cimport prange, threadid
+from libc.stdint cimport int32_t, uint8_t, uint16_t
+
+from fastvq._kernels.rows cimport Rows, pack_block, real, rows_of
+
+cdef extern from "tile.h" nogil:
+    enum:
+        NARROW_FEATURES
+        NARROW_CODEWORDS
+        WIDE_CODEWORDS
+        MOST_ROWS
+    Py_ssize_t f32_block_rows(Py_ssize_t)
+    Py_ssize_t f64_block_rows(Py_ssize_t)
+    void f32_centre(float *, Py_ssize_t, float, const float *, float *)
+    void f64_centre(double *, Py_ssize_t, double, const double *, double *)
+    void f32_expand(const float *, const float *, Py_ssize_t, Py_ssize_t, float *, float *,
+                    int32_t *)
+    void f64_expand(const double *, const double *, Py_ssize_t, Py_ssize_t, double *, double *,
+                    int32_t *)
+    void f32_direct(const float *, const float *, Py_ssize_t, Py_ssize_t, float *, int32_t *)
+    void f64_direct(const double *, const double *, Py_ssize_t, Py_ssize_t, double *, int32_t *)
+    void f32_direct_two(const float *, const float *, Py_ssize_t, Py_ssize_t, float *, float *,
+                        int32_t *)
+    void f64_direct_two(const double *, const double *, Py_ssize_t, Py_ssize_t, double *,
+                        double *, int32_t *)
+
+cdef enum:
+    TASK_BLOCKS = 32  # blocks in a unit of work that a thread takes
+
+
+def panel_codewords(Py_ssize_t d):
+    """Codewords in a group of a packed codebook of d features; see tile_body.h."""
+    return NARROW_CODEWORDS if d <= NARROW_FEATURES else WIDE_CODEWORDS
+
+
+def workspace_bytes(Py_ssize_t d, int itemsize):
+    """Scratch memory of one thread: a packed block."""
+    cdef Py_ssize_t rows = block_rows(d, itemsize)
+    return (rows * d * itemsize + 63) // 64 * 64
+
+
+cdef inline Py_ssize_t block_rows(Py_ssize_t d, int itemsize) noexcept nogil:
+    return f32_block_rows(d) if itemsize == 4 else f64_block_rows(d)
+
+
+cdef struct Codes:
+    char *data  # where the code of position 0 goes
+    int itemsize
+
+
+cdef inline void put_codes(
+    Codes codes, Py_ssize_t position, const int32_t *code, Py_ssize_t count,
+) noexcept nogil:
+    cdef Py_ssize_t i
+    if codes.itemsize == 1:
+        for i in range(count):
+            (<uint8_t *> codes.data)[position + i] = <uint8_t> code[i]
+    elif codes.itemsize == 2:
+        for i in range(count):
+            (<uint16_t *> codes.data)[position + i] = <uint16_t> code[i]
+    else:
+        for i in range(count):
+            (<int32_t *> codes.data)[position + i] = code[i]
+
+
+def assign_expanded(
+    tuple source, Py_ssize_t start, Py_ssize_t stop,  # IN: positions start .. stop of the rows
+    double scale, const real[::1] shift,  # IN (d,): rows become x * scale - shift
+    const real[::1] panels, Py_ssize_t n_codewords,  # IN: see tile_body.h
+    double radius, double rounding,  # IN: largest |c - centre|, unit of rounding error
+    size_t codes, int itemsize,  # OUT (stop - start,): address and size of an unsigned code
+    uint8_t[::1] doubtful,  # OUT (stop - start,): 1 where the direct tile must decide
+    real[::1] others,  # OUT (stop - start,) or (0,): lower bound of |x - c|^2, c not the code
+    uint8_t[:, ::1] workspace,  # (n_threads, workspace_bytes), aligned to 64 bytes
+    int n_threads,
+):
+    """Codes from the expanded values; 0, or 1 where a row is out of range (see rows.pxd)."""
+    cdef Rows rows = rows_of(source)
+    cdef Py_ssize_t d = rows.n_features
+    cdef Py_ssize_t task = TASK_BLOCKS * block_rows(d, sizeof(real))
+    cdef Py_ssize_t n_tasks = (stop - start + task - 1) // task, t
+    cdef Codes out = Codes(<char *> codes, itemsize)
+    cdef real *others_data = &others[0] if others.shape[0] else NULL
+    cdef int bad = 0
+    with nogil:
+        for t in prange(n_tasks, schedule="dynamic", num_threads=n_threads):
+            bad |= expand_task(
+                &rows, start, start + t * task, min(start + (t + 1) * task, stop),
+                <real> scale, &shift[0], &panels[0], n_codewords, radius, rounding,
+                out, &doubtful[0], others_data, <real *> &workspace[threadid(), 0])
+    return bad
+
+
+cdef int expand_task(
+    const Rows *rows, Py_ssize_t origin, Py_ssize_t start, Py_ssize_t stop,
+    real scale, const real *shift, const real *panels, Py_ssize_t n_codewords,
+    double radius, double rounding, Codes codes, uint8_t *doubtful, real *others, real *block,
+) noexcept nogil:
+    cdef Py_ssize_t d = rows.n_features, width = block_rows(d, sizeof(real))
+    cdef Py_ssize_t per_group = NARROW_CODEWORDS if d <= NARROW_FEATURES else WIDE_CODEWORDS
+    cdef Py_ssize_t groups = (n_codewords + per_group - 1) // per_group
+    cdef Py_ssize_t b, first, count, r, place
+    cdef real best[MOST_ROWS]
+    cdef real second[MOST_ROWS]
+    cdef real norm[MOST_ROWS]
+    cdef real margin[MOST_ROWS]
+    cdef int32_t code[MOST_ROWS]
+    cdef real of_codebook = <real> (radius * radius * 4 * rounding)
+    cdef real of_norm = <real> (1.001 * 4 * rounding)
+    cdef int bad = 0
+    for b in range((stop - start + width - 1) // width):
+        first = start + b * width
+        place = first - origin
+        count = min(width, stop - first)
+        pack_block(rows, first, count, width, block)
+        if real is float:
+            f32_centre(block, d, scale, shift, norm)
+            f32_expand(block, panels, groups, d, best, second, code)
+        else:
+            f64_centre(block, d, scale, shift, norm)
+            f64_expand(block, panels, groups, d, best, second, code)
+        put_codes(codes, place, code, count)
+        bad |= out_of_range(norm, count)
+        for r in range(count):
+            # Twice the error of a value: rounding * ((|x| + R)^2 + |x - c|^2) at most, the first
+            # part from the expansion, the second from the differences; see Prepared.rounding.
+            margin[r] = 2 * (of_codebook + of_norm * norm[r])
+        for r in range(count):
+            doubtful[place + r] = not (second[r] - best[r] > margin[r])
+        if others != NULL:
+            for r in range(count):
+                others[place + r] = max(<real> 0, second[r] + norm[r] - margin[r])
+    return bad
+
+
+cdef inline int out_of_range(const real *squares, Py_ssize_t n) noexcept nogil:
+    """Whether a square or sum of squares is NaN, infinite or beyond the limit of rows.pxd; a row
+    with such a value has such a norm, and such a distance to every codeword."""
+    cdef real limit = <real> (2.0 ** 112) if real is float else <real> (2.0 ** 1000)
+    cdef Py_ssize_t i
+    cdef int outside = 0
+    for i in range(n):
+        outside |= not (squares[i] < limit)
+    return outside
+
+
+def assign_direct(
+    tuple source, Py_ssize_t start, Py_ssize_t stop,  # IN: positions start .. stop of the rows
+    double scale, const real[:, ::1] codebook,  # IN (k, d), multiplied by scale already
+    size_t codes, int itemsize,  # OUT (stop - start,)
+    uint8_t[:, ::1] workspace, int n_threads,
+):
+    """Codes by definition; 0, or 1 where a row is out of range."""
+    cdef Rows rows = rows_of(source)
+    cdef Py_ssize_t task = TASK_BLOCKS * block_rows(rows.n_features, sizeof(real))
+    cdef Py_ssize_t n_tasks = (stop - start + task - 1) // task, t
+    cdef Codes out = Codes(<char *> codes, itemsize)
+    cdef int bad = 0
+    with nogil:
+        for t in prange(n_tasks, schedule="dynamic", num_threads=n_threads):
+            bad |= direct_task(
+                &rows, start, start + t * task, min(start + (t + 1) * task, stop), <real> scale,
+                &codebook[0, 0], codebook.shape[0], out, NULL, NULL,
+                <real *> &workspace[threadid(), 0])
+    return bad
+
+
+def assign_two(
+    tuple source, Py_ssize_t start, Py_ssize_t stop,  # IN: positions start .. stop of the rows
+    double scale, const real[:, ::1] codebook,  # IN (k, d), multiplied by scale already; k >= 2
+    int32_t[:, ::1] codes, real[:, ::1] distances,  # OUT (stop - start, 2), nearest first
+    uint8_t[:, ::1] workspace, int n_threads,
+):
+    """The two nearest codewords by definition; 0, or 1 where a row is out of range."""
+    cdef Rows rows = rows_of(source)
+    cdef Py_ssize_t task = TASK_BLOCKS * block_rows(rows.n_features, sizeof(real))
+    cdef Py_ssize_t n_tasks = (stop - start + task - 1) // task, t
+    cdef Codes out = Codes(NULL, 0)
+    cdef int bad = 0
+    with nogil:
+        for t in prange(n_tasks, schedule="dynamic", num_threads=n_threads):
+            bad |= direct_task(
+                &rows, start, start + t * task, min(start + (t + 1) * task, stop), <real> scale,
+                &codebook[0, 0], codebook.shape[0], out, &codes[0, 0], &distances[0, 0],
+                <real *> &workspace[threadid(), 0])
+    return bad
+
+
+cdef int direct_task(
+    const Rows *rows, Py_ssize_t origin, Py_ssize_t start, Py_ssize_t stop, real scale,
+    const real *codebook, Py_ssize_t k, Codes codes, int32_t *two_codes, real *two_distances,
+    real *block,
+) noexcept nogil:
+    """Codes of the nearest into `codes`, or of the two nearest where `two_codes` is given."""
+    cdef Py_ssize_t d = rows.n_features, width = block_rows(d, sizeof(real))
+    cdef Py_ssize_t b, first, place, count, r, i
+    cdef real best[MOST_ROWS]
+    cdef real second[MOST_ROWS]
+    cdef int32_t code[2 * MOST_ROWS]
+    cdef int bad = 0
+    for b in range((stop - start + width - 1) // width):
+        first = start + b * width
+        place = first - origin
+        count = min(width, stop - first)
+        pack_block(rows, first, count, width, block)
+        if scale != 1:
+            for i in range(d * width):
+                block[i] *= scale
+        if two_codes == NULL:
+            if real is float:
+                f32_direct(block, codebook, k, d, best, code)
+            else:
+                f64_direct(block, codebook, k, d, best, code)
+            put_codes(codes, place, code, count)
+        else:
+            if real is float:
+                f32_direct_two(block, codebook, k, d, best, second, code)
+            else:
+                f64_direct_two(block, codebook, k, d, best, second, code)
+            for r in range(2 * count):
+                two_codes[2 * place + r] = code[r]
+            for r in range(count):
+                two_distances[2 * (place + r)] = best[r]
+                two_distances[2 * (place + r) + 1] = second[r]
+        bad |= out_of_range(best, count)
+    return bad

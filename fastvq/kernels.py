@@ -1,0 +1,749 @@
+"""The compiled kernels as functions on plain arrays; the quantizers are built on these.
+
+Rows ``X`` are a 2-D array of any strides (Fortran order, slices, read-only, memory-mapped) and of
+dtype float32, float64, float16, uint8 or int8: a block at a time is converted and packed, never
+the whole array. The codebook's dtype, float32 or float64, is the precision of the arithmetic.
+NaN, infinity and values too large to square are found while packing and raise ValueError.
+
+:mod:`fastvq.reference` holds a plain NumPy twin of each function.
+"""
+
+import math
+from time import perf_counter
+
+import numpy as np
+
+from fastvq import _screen, _threads
+from fastvq._kernels import load
+from fastvq._panels import pack_panels
+
+__all__ = [
+    "Prepared",
+    "assign",
+    "assign_screened",
+    "assign_two",
+    "distances",
+    "pairwise",
+    "prepare",
+    "project",
+    "row_norms",
+    "seed_potentials",
+    "seed_update",
+    "sums",
+]
+
+# Element types of rows, by the number that _kernels/rows.pxd knows them under.
+KINDS = {np.dtype(t): i for i, t in enumerate("float32 float64 uint8 int8 float16".split())}
+
+# Values beyond these (after scaling) could overflow when squared and added up; see rows.pxd.
+LIMITS = {np.dtype(np.float32): 2.0**56, np.dtype(np.float64): 2.0**500}
+
+# Codebooks whose largest value lies between 2^-n and 2^n are used as they are.
+_UNSCALED = {np.dtype(np.float32): 30, np.dtype(np.float64): 200}
+
+# A kernel call holds Ctrl-C back: at most this many multiply-adds, some 0.02-0.2 s.
+_CALL_WORK = 2_000_000_000
+# Below this many a second thread costs more than it brings (waking one takes about 5 us).
+_THREAD_WORK = 400_000
+# The expanded value pays from this many features on; below, differences are as cheap.
+EXPAND_FEATURES = 4
+# ... and while rounding, relative to the gaps between codewords, leaves few rows in doubt.
+_EXPAND_DOUBT = 0.03
+# Work from which it pays to try screening, and rows (a thread) of a trial at least.
+_TRIAL_WORK = 2_000_000_000
+_TRIAL_ROWS = 256
+_GEOMETRY_SAMPLE = 32
+
+
+class Prepared:
+    """A codebook as the kernels want it: made once by :func:`prepare`, never changed after.
+
+    Attributes
+    ----------
+    codebook : (k, d) C-contiguous array, multiplied by ``scale``
+    scale : power of two that keeps squares from overflowing and underflowing; mostly 1
+    shift : (d,) centre of the scaled codebook, subtracted from rows for the expanded values
+    panels : the centred codebook packed for the tile, or None where differences serve better
+    radius : largest distance of a codeword to the centre
+    screen : fastvq._screen.Screen or None
+    rounding : what rounding can add to an expanded and a direct value, relative to (|x| + R)^2
+    """
+
+    __slots__ = ("codebook", "panels", "radius", "rounding", "scale", "screen", "shift")
+
+    def __init__(self, codebook, screen=False):
+        codebook = np.ascontiguousarray(codebook)
+        self.scale = _scale(np.abs(codebook).max(), codebook.dtype)
+        self.codebook = codebook
+        if self.scale != 1:
+            self.codebook = codebook * codebook.dtype.type(self.scale)
+        self.panels = None
+        n_codewords, n_features = codebook.shape
+        if n_features >= EXPAND_FEATURES and n_codewords > 1:
+            self._expand(codebook)
+        self.screen = self._screened() if screen else None
+
+    @property
+    def n_codewords(self):
+        return len(self.codebook)
+
+    @property
+    def dtype(self):
+        return self.codebook.dtype
+
+    def _expand(self, unscaled):
+        """Make the panels, unless rounding would leave too many rows in doubt."""
+        dtype, (n_codewords, n_features) = self.dtype, self.codebook.shape
+        self.shift = self.codebook.mean(axis=0, dtype=np.float64).astype(dtype)
+        centred = self.codebook - self.shift
+        norms = np.einsum("kd,kd->k", centred, centred, dtype=np.float64)
+        self.radius = math.sqrt(norms.max()) * 1.0001
+        self.rounding = np.finfo(dtype).eps / 2 * (n_features + 8)
+        if 12 * self.rounding * self.radius**2 > _EXPAND_DOUBT * self._separation(unscaled):
+            return
+        centred *= -2
+        self.panels = pack_panels(centred, norms, load("assign").panel_codewords(n_features))
+
+    def _screened(self):
+        """What screening needs, or None where it cannot pay or is not to be had."""
+        if self.scale != 1 or not _screen.suits(self.codebook):
+            return None
+        directions = _screen.Directions(self.codebook)
+        return _screen.Screen(self.codebook, directions) if directions.worth_trying else None
+
+    def _separation(self, unscaled):
+        """Median squared distance of a codeword to its nearest neighbour, from a sample."""
+        step = max(1, self.n_codewords // _GEOMETRY_SAMPLE)
+        sample = unscaled[::step]
+        nearest = np.empty((len(sample), 2), self.dtype)
+        codes = np.empty((len(sample), 2), np.int32)
+        source = _Source(sample, sample.shape[1])
+        _two(source, self, 0, len(sample), codes, nearest, 1)
+        return np.median(nearest[:, 1])
+
+
+def prepare(codebook, *, screen=False):
+    """Pack a codebook for repeated use.
+
+    Parameters
+    ----------
+    codebook : ndarray of shape (k, d), float32 or float64
+    screen : bool
+        Also prepare screening by leading coordinates, with which :func:`assign` skips most of the
+        arithmetic on data whose variance lies in few directions. Costs about as much as assigning
+        a few hundred rows; left out where it cannot pay.
+
+    Returns
+    -------
+    Prepared
+        To be passed in place of the codebook. Immutable; threads may share it.
+    """
+    if isinstance(codebook, Prepared):
+        return codebook
+    if codebook.ndim != 2 or 0 in codebook.shape or codebook.dtype not in LIMITS:
+        raise ValueError(
+            f"codebook must be a non-empty 2-D float32 or float64 array, got shape "
+            f"{codebook.shape} of {codebook.dtype}"
+        )
+    if not np.isfinite(codebook).all():
+        raise ValueError("codebook contains NaN or infinity")
+    return Prepared(codebook, screen)
+
+
+def assign(X, codebook, *, rows=None, codes=None, others=None, n_threads=None):
+    """Index of the nearest codeword of each row.
+
+    The code is the lowest index that minimises sum_f (x_f - c_f)^2, summed over features in order
+    in the codebook's precision: it depends on the row and the codebook alone.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n, d)
+    codebook : ndarray of shape (k, d), or Prepared
+    rows : ndarray of intp, shape (m,), optional
+        Rows to take, in this order; all by default.
+    codes : ndarray of uint8, uint16, uint32 or int32, shape (m,), optional
+        Where to write; a new int32 array by default.
+    others : ndarray of the codebook's dtype, shape (m,), optional
+        Filled with a lower bound of the squared distance to every codeword but the nearest, 0
+        where there is none to be had cheaply.
+    n_threads : int, optional
+
+    Returns
+    -------
+    ndarray of shape (m,)
+
+    Notes
+    -----
+    m k d multiply-adds, half the arithmetic of differences, where |c|^2 - 2 x.c is exact enough
+    to decide; the rows for which it is not are decided by differences. With a codebook that was
+    prepared for screening, and enough rows, the quicker of the plain way and screening is found by
+    timing both on the first rows. Memory: a packed block of rows a thread (and, screening, a value
+    for each codeword and row of it).
+    """
+    book = prepare(codebook)
+    source = _Source(X, book.codebook.shape[1], rows)
+    codes = _room_for_codes(codes, source.n)
+    threads = thread_count(n_threads, source.n * book.codebook.size)
+    plain = _Plain(source, book, codes, others, threads)
+    done = 0
+    if book.screen is not None and others is None:
+        screened = _Screened(source, book, book.screen, None, None, codes, None, threads)
+        if source.n * book.codebook.size >= _TRIAL_WORK:
+            done, plain = _quicker(plain, screened)
+    plain.run(done, source.n)
+    if others is not None and book.scale != 1:
+        others[:] = _unscaled(others, book)
+    return codes
+
+
+def assign_screened(
+    X,
+    codebook,
+    screen,
+    *,
+    short_rows=None,
+    guesses=None,
+    rows=None,
+    codes=None,
+    distances=None,
+    n_threads=None,
+):
+    """What :func:`assign` returns, found by screening whatever that costs.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n, d), float32 codebook of shape (k, d) or Prepared
+    screen : fastvq._screen.Screen
+        Made from this codebook.
+    short_rows : ndarray of float32, shape (n, n_all + 2), optional
+        What :func:`project` made of X in the screen's directions; made on the way by default.
+    guesses : ndarray of int32, shape (m,), optional
+        Codes close to the right ones, such as those of the iteration before.
+    distances : ndarray of float32, shape (m,), optional
+        Filled with what :func:`distances` returns for these codes.
+    rows, codes, n_threads
+        As for :func:`assign`.
+    """
+    book = prepare(codebook)
+    source = _Source(X, book.codebook.shape[1], rows)
+    codes = _room_for_codes(codes, source.n)
+    threads = thread_count(n_threads, source.n * book.codebook.size // 16)
+    _Screened(source, book, screen, short_rows, guesses, codes, distances, threads).run(0, source.n)
+    return codes
+
+
+def project(X, directions, *, rows=None, n_threads=None):
+    """Coordinates of rows in a few directions, and two lengths: see fastvq._screen.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n, d)
+    directions : fastvq._screen.Directions
+    rows : ndarray of intp, shape (m,), optional
+    n_threads : int, optional
+
+    Returns
+    -------
+    ndarray of float32, shape (m, n_all + 2)
+    """
+    d = X.shape[1]
+    source = _Source(X, d, rows)
+    out = np.empty((source.n, directions.n_all + 2), np.float32)
+    threads = thread_count(n_threads, source.n * d * directions.n_all)
+    workspace = _aligned((threads, directions.workspace_bytes(d, 0)), np.dtype(np.uint8))
+    for start, stop in _calls(source.n, d * directions.n_all):
+        directions.project(source, start, stop, out[start:stop], workspace, threads)
+    return out
+
+
+class _Plain:
+    """Assignment by the tile: expanded values, and differences where those leave doubt."""
+
+    def __init__(self, source, book, codes, others, threads):
+        self.source, self.book, self.codes, self.threads = source, book, codes, threads
+        self.others = others
+        self._workspace = _workspace("assign", book.codebook.shape[1], book.dtype, threads)
+
+    def run(self, first, last):
+        for start, stop in _calls(last - first, self.book.codebook.size):
+            self._call(first + start, first + stop)
+
+    def _call(self, start, stop):
+        source, book, part = self.source, self.book, self.codes[start:stop]
+        others = None if self.others is None else self.others[start:stop]
+        if book.panels is None:
+            if others is not None:
+                others[:] = 0
+            _direct(source, start, stop, book, part, self._workspace, self.threads)
+            return
+        doubtful = np.empty(stop - start, np.uint8)
+        bad = load("assign").assign_expanded(
+            source.fields, start, stop, book.scale, book.shift, book.panels, book.n_codewords,
+            book.radius, book.rounding, part.ctypes.data, part.itemsize, doubtful,
+            np.empty(0, book.dtype) if others is None else others, self._workspace, self.threads,
+        )  # fmt: skip
+        source.check(bad, book)
+        if others is not None:
+            others[doubtful.view(bool)] = 0  # it may be the expanded nearest that is second
+        _settle(source, start, book, part, doubtful, self.threads)
+
+
+class _Screened:
+    """Assignment by screening; see fastvq._screen."""
+
+    def __init__(self, source, book, screen, short_rows, guesses, codes, distances, threads):
+        self.source, self.book, self.codes, self.threads = source, book, codes, threads
+        self._distances = distances
+        self._screen, self._short_rows, self._guesses = screen, short_rows, guesses
+        size = screen.directions.workspace_bytes(book.codebook.shape[1], book.n_codewords)
+        self._workspace = _aligned((threads, size), np.dtype(np.uint8))
+
+    def run(self, first, last):
+        for start, stop in _calls(last - first, self.book.codebook.size):
+            self._call(first + start, first + stop)
+
+    def _call(self, start, stop):
+        source, part = self.source, self.codes[start:stop]
+        doubtful = np.empty(stop - start, np.uint8)
+        near = None if self._distances is None else self._distances[start:stop]
+        bad = self._screen.assign(
+            source, start, stop, self._short_rows, self._guesses, part, doubtful, near,
+            self._workspace, self.threads,
+        )  # fmt: skip
+        source.check(bad, self.book)
+        settled = _settle(source, start, self.book, part, doubtful, self.threads)
+        if near is not None and len(settled):
+            rest = source.taken(settled + start)
+            near[settled] = distances(rest.X, self.book, part[settled], rows=rest.rows)
+
+
+def _quicker(*plans):
+    """Time each plan on as many of the first rows; how many are done, and the quickest plan."""
+    n = plans[0].source.n
+    step = max(_TRIAL_ROWS * plans[0].threads, n // 256)
+    done, best = 0, []
+    for plan in plans:
+        began = perf_counter()
+        plan.run(done, done + step)
+        done += step
+        best.append(perf_counter() - began)
+    return done, plans[best.index(min(best))]
+
+
+def assign_two(X, codebook, *, rows=None, n_threads=None):
+    """The two nearest codewords of each row, and the squared distances to them.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n, d)
+    codebook : ndarray of shape (k, d) with k >= 2, or Prepared
+    rows : ndarray of intp, shape (m,), optional
+    n_threads : int, optional
+
+    Returns
+    -------
+    codes : ndarray of int32, shape (m, 2)
+        Nearest first; of equally near codewords the lower index first.
+    distances : ndarray of the codebook's dtype, shape (m, 2)
+    """
+    book = prepare(codebook)
+    if book.n_codewords < 2:
+        raise ValueError("assign_two needs at least two codewords")
+    source = _Source(X, book.codebook.shape[1], rows)
+    codes = np.empty((source.n, 2), np.int32)
+    nearest = np.empty((source.n, 2), book.dtype)
+    work = book.codebook.size
+    threads = thread_count(n_threads, source.n * work)
+    for start, stop in _calls(source.n, work):
+        bad = _two(source, book, start, stop, codes[start:stop], nearest[start:stop], threads)
+        source.check(bad, book)
+    return codes, _unscaled(nearest, book)
+
+
+def distances(X, codebook, codes, *, rows=None, out=None, n_threads=None):
+    """Squared distance of each row to the codeword that its code names.
+
+    Taken from the differences, sum_f (x_f - c_f)^2, in the codebook's precision.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n, d)
+    codebook : ndarray of shape (k, d), or Prepared
+    codes : ndarray of int32, shape (m,)
+    rows : ndarray of intp, shape (m,), optional
+        Row of each code; by default code i belongs to row i.
+    out : ndarray of the codebook's dtype, shape (m,), optional
+    n_threads : int, optional
+
+    Returns
+    -------
+    ndarray of shape (m,)
+        Of the codebook's dtype; float64 where the codebook's values are so large or small that
+        their squares would leave the range of float32.
+    """
+    book = prepare(codebook)
+    source = _Source(X, book.codebook.shape[1], rows)
+    codes = _codes(codes, source.n, np.zeros(book.n_codewords, np.int64))
+    if out is None:
+        out = np.empty(source.n, book.dtype)
+    d = book.codebook.shape[1]
+    threads = thread_count(n_threads, source.n * d)
+    workspace = _workspace("distances", d, book.dtype, threads)
+    for start, stop in _calls(source.n, d):
+        bad = load("distances").to_codewords(
+            source.fields, start, stop, book.scale, book.codebook, codes[start:stop],
+            out[start:stop], workspace, threads,
+        )  # fmt: skip
+        source.check(bad, book)
+    return _unscaled(out, book)
+
+
+def pairwise(X, codebook, *, n_threads=None):
+    """Squared distance of every row to every codeword, (n, k), from the differences."""
+    book = prepare(codebook)
+    source = _Source(X, book.codebook.shape[1])
+    out = np.empty((source.n, book.n_codewords), book.dtype)
+    work = book.codebook.size
+    threads = thread_count(n_threads, source.n * work)
+    workspace = _workspace("distances", book.codebook.shape[1], book.dtype, threads)
+    for start, stop in _calls(source.n, work):
+        bad = load("distances").to_all(
+            source.fields, start, stop, book.scale, book.codebook, out[start:stop],
+            workspace, threads,
+        )  # fmt: skip
+        source.check(bad, book)
+    return _unscaled(out, book)
+
+
+def sums(X, codes, n_codewords, *, sample_weight=None, rows=None, n_threads=None):
+    """Weighted sum and total weight of the rows of each codeword, in float64 and in row order.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n, d)
+    codes : ndarray of int32, shape (m,)
+    n_codewords : int
+    sample_weight : ndarray of float64, shape (m,), optional
+        Weight of each code's row; 1 by default.
+    rows : ndarray of intp, shape (m,), optional
+    n_threads : int, optional
+
+    Returns
+    -------
+    sums : ndarray of float64, shape (k, d)
+    weights : ndarray of float64, shape (k,)
+        The same bits at any number of threads.
+    """
+    source = _Source(X, X.shape[1], rows)
+    d = X.shape[1]
+    counts = np.zeros(n_codewords, np.int64)
+    codes = _codes(codes, source.n, counts)
+    threads = min(thread_count(n_threads, source.n * d), n_codewords)
+    owner = _shares(counts, threads)
+    like = np.zeros(1, _precision(X))
+    workspace = _workspace("sums", d, like.dtype, threads)
+    weight = _weight(sample_weight, source.n)
+    totals, weights = np.zeros((n_codewords, d)), np.zeros(n_codewords)
+    for start, stop in _calls(source.n, d):
+        load("sums").add(
+            source.fields, start, stop, like, codes[start:stop], weight[start:stop], owner,
+            totals, weights, workspace,
+        )  # fmt: skip
+    return totals, weights
+
+
+def row_norms(X, *, squared=False, rows=None, n_threads=None):
+    """Euclidean norm of each row, or its square.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n, d)
+    squared : bool
+    rows : ndarray of intp, shape (m,), optional
+    n_threads : int, optional
+
+    Returns
+    -------
+    ndarray of shape (m,)
+        float64 for float64 rows, else float32; accumulated in float64.
+    """
+    source = _Source(X, X.shape[1], rows)
+    out = np.empty(source.n, _precision(X))
+    threads = thread_count(n_threads, source.n * X.shape[1])
+    workspace = _workspace("distances", X.shape[1], out.dtype, threads)
+    for start, stop in _calls(source.n, X.shape[1]):
+        bad = load("distances").norms(
+            source.fields, start, stop, 1.0, squared, out[start:stop], workspace,
+            threads,
+        )  # fmt: skip
+        source.check(bad, out.dtype)
+    return out
+
+
+def safe_scale(X, *, n_threads=None):
+    """The power of two by which to multiply rows so that their squares are safe; mostly 1.
+
+    Reads all rows once, and so is also the check that they are finite.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n, d)
+    n_threads : int, optional
+
+    Returns
+    -------
+    float
+    """
+    source = _Source(X, X.shape[1])
+    like = np.zeros(1, _precision(X))
+    threads = thread_count(n_threads, source.n * X.shape[1])
+    workspace = _workspace("distances", X.shape[1], like.dtype, threads)
+    largest = 0.0
+    for start, stop in _calls(source.n, X.shape[1]):
+        most = load("distances").largest(source.fields, start, stop, like, workspace, threads)
+        source.check(math.isinf(most), like.dtype)
+        largest = max(largest, most)
+    return _scale(largest, like.dtype)
+
+
+def seed_potentials(X, candidates, closest, *, sample_weight=None, scale=1.0, n_threads=None):
+    """Potential of the codebook so far with each candidate added: sum_i w_i min(closest_i, d_i).
+
+    Parameters
+    ----------
+    X : ndarray of shape (n, d)
+    candidates : ndarray of shape (L, d), float32 or float64: the precision of the arithmetic
+    closest : ndarray of the candidates' dtype, shape (n,)
+        Squared distance of each row to the nearest codeword so far, times ``scale`` squared.
+    sample_weight : ndarray of float64, shape (n,), optional
+    scale : float
+        Power of two that rows and candidates are multiplied by (:func:`safe_scale`).
+    n_threads : int, optional
+
+    Returns
+    -------
+    ndarray of float64, shape (L,)
+        In units of ``scale`` squared. The same bits at any number of threads.
+    """
+    source = _Source(X, candidates.shape[1])
+    d, dtype = candidates.shape[1], candidates.dtype
+    weight = _weight(sample_weight, source.n)
+    threads = thread_count(n_threads, source.n * d * 8)
+    workspace = _workspace("seed", d, dtype, threads)
+    result = []
+    for first in range(0, len(candidates), 8):
+        lanes = _aligned((d, 8), dtype)
+        lanes[:] = candidates[first : first + 1].T  # pads what is less than eight
+        group = candidates[first : first + 8]
+        lanes[:, : len(group)] = group.T
+        lanes *= dtype.type(scale)
+        parts = []
+        for start, stop in _calls(source.n, 8 * d, load("seed").task_rows()):
+            part = np.empty((-(-(stop - start) // load("seed").task_rows()), 8))
+            bad = load("seed").potentials(
+                source.fields, start, stop, scale, lanes, closest[start:stop],
+                weight[start:stop], part, workspace, threads,
+            )  # fmt: skip
+            source.check(bad, dtype)
+            parts.append(part)
+        result.append(np.add.reduce(np.concatenate(parts), axis=0)[: len(group)])
+    return np.concatenate(result)
+
+
+def seed_update(X, candidate, closest, *, sample_weight=None, scale=1.0, n_threads=None):
+    """Lower ``closest`` by the distances to a new codeword; return the potential that is left.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n, d)
+    candidate : ndarray of shape (d,), float32 or float64: the precision of the arithmetic
+    closest : ndarray of the candidate's dtype, shape (n,)
+        Changed in place; infinity before the first codeword.
+    sample_weight, scale, n_threads
+        As for :func:`seed_potentials`.
+
+    Returns
+    -------
+    float
+        sum_i w_i closest_i, in units of ``scale`` squared.
+    """
+    source = _Source(X, len(candidate))
+    d, dtype = len(candidate), candidate.dtype
+    weight = _weight(sample_weight, source.n)
+    threads = thread_count(n_threads, source.n * d)
+    workspace = _workspace("seed", d, dtype, threads)
+    candidate = np.ascontiguousarray(candidate) * dtype.type(scale)
+    parts = []
+    for start, stop in _calls(source.n, d, load("seed").task_rows()):
+        part = np.empty(-(-(stop - start) // load("seed").task_rows()))
+        bad = load("seed").update(
+            source.fields, start, stop, scale, candidate, closest[start:stop],
+            weight[start:stop], part, workspace, threads,
+        )  # fmt: skip
+        source.check(bad, dtype)
+        parts.append(part)
+    return float(np.add.reduce(np.concatenate(parts)))
+
+
+class _Source:
+    """Rows as the kernels take them: an address, strides, and maybe a list of positions."""
+
+    def __init__(self, X, n_features, rows=None):
+        if X.ndim != 2 or X.shape[1] != n_features:
+            raise ValueError(f"X must have shape (n, {n_features}), got {X.shape}")
+        if X.dtype not in KINDS:
+            names = ", ".join(t.name for t in KINDS)
+            raise TypeError(f"X must be of dtype {names} in this machine's byte order, not {X.dtype}")
+        self.X, self.rows, self.n = X, rows, len(X)
+        index = 0
+        if rows is not None:
+            self.rows = rows = np.ascontiguousarray(rows, np.intp)
+            self.n, index = len(rows), rows.ctypes.data
+            if self.n and not (0 <= rows.min() and rows.max() < len(X)):
+                raise ValueError(f"rows must lie between 0 and {len(X) - 1}")
+        self.fields = (X.ctypes.data, *X.strides, n_features, KINDS[X.dtype], index)
+
+    def taken(self, positions):
+        """The rows at these positions."""
+        rows = positions if self.rows is None else self.rows[positions]
+        return _Source(self.X, self.X.shape[1], rows)
+
+    def check(self, bad, precision):
+        """Raise if a kernel met a value that it could not take; `precision`: dtype or Prepared."""
+        if bad:
+            raise ValueError(self._complaint(np.dtype(getattr(precision, "dtype", precision)),
+                                             getattr(precision, "scale", 1)))
+
+    def _complaint(self, dtype, scale):
+        """What is wrong with the first row that is out of range."""
+        limit = LIMITS[dtype] / scale
+        for start in range(0, self.n, 4096):
+            block = slice(start, min(start + 4096, self.n))
+            at = np.arange(self.n)[block] if self.rows is None else self.rows[block]
+            values = self.X[at].astype(np.float64)
+            with np.errstate(invalid="ignore"):
+                outside = ~(np.abs(values) < limit)
+            if not outside.any():
+                continue
+            row, feature = np.argwhere(outside)[0]
+            value = values[row, feature]
+            where = f"(row {at[row]}, feature {feature})"
+            if np.isnan(value):
+                return f"Input X contains NaN {where}"
+            if np.isinf(value):
+                return f"Input X contains infinity {where}"
+            return (
+                f"Input X contains a value too large to be compared with this codebook in "
+                f"{dtype.name}: {value:.6g} {where}; the limit is {limit:.3g}"
+            )
+        return "Input X changed while it was read"
+
+
+def _direct(source, start, stop, book, codes, workspace, threads):
+    bad = load("assign").assign_direct(
+        source.fields, start, stop, book.scale, book.codebook, codes.ctypes.data, codes.itemsize,
+        workspace, threads,
+    )  # fmt: skip
+    source.check(bad, book)
+
+
+def _settle(source, start, book, codes, doubtful, threads):
+    """Decide by definition the rows marked among positions start ..; which of them those were."""
+    doubtful = np.flatnonzero(doubtful.view(bool))  # ten times as fast as on integers
+    if len(doubtful):
+        rest = source.taken(doubtful + start)
+        settled = np.empty(rest.n, codes.dtype)
+        workspace = _workspace("assign", source.X.shape[1], book.dtype, threads)
+        for first, last in _calls(rest.n, book.codebook.size):
+            _direct(rest, first, last, book, settled[first:last], workspace, threads)
+        codes[doubtful] = settled
+    return doubtful
+
+
+def _two(source, book, start, stop, codes, nearest, threads):
+    return load("assign").assign_two(
+        source.fields, start, stop, book.scale, book.codebook, codes, nearest,
+        _workspace("assign", book.codebook.shape[1], book.dtype, threads), threads,
+    )  # fmt: skip
+
+
+def _calls(n, work, multiple=1):
+    """Slices of n rows, each of `work` multiply-adds, that one call may take."""
+    step = max(1024, _CALL_WORK // max(work, 1) // multiple * multiple)
+    return [(start, min(start + step, n)) for start in range(0, n, step)]
+
+
+def thread_count(n_threads, work=math.inf):
+    """Threads for a call of so many multiply-adds."""
+    return int(max(1, min(_threads.effective(n_threads), work // _THREAD_WORK)))
+
+
+def _workspace(kernel, d, dtype, threads):
+    return _aligned((threads, load(kernel).workspace_bytes(d, dtype.itemsize)), np.dtype(np.uint8))
+
+
+def _aligned(shape, dtype):
+    """An uninitialised array that starts at a multiple of 64 bytes."""
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + 64, np.uint8)
+    skip = -memory.ctypes.data % 64
+    return memory[skip : skip + size].view(dtype).reshape(shape)
+
+
+_NO_WEIGHT = np.empty(0)
+
+
+def _weight(sample_weight, n):
+    """Weights as the kernels take them: float64, or none at all."""
+    if sample_weight is None:
+        return _NO_WEIGHT
+    weight = np.ascontiguousarray(sample_weight, np.float64)
+    if weight.shape != (n,):
+        raise ValueError(f"sample_weight must have shape ({n},), got {weight.shape}")
+    return weight
+
+
+def _room_for_codes(codes, n):
+    if codes is None:
+        return np.empty(n, np.int32)
+    if codes.shape != (n,) or codes.dtype.kind not in "iu" or codes.itemsize > 4:
+        raise ValueError(f"codes must have room for {n} integers of 1, 2 or 4 bytes")
+    if not codes.flags.c_contiguous:
+        raise ValueError("codes must be contiguous")
+    return codes
+
+
+def _codes(codes, n, counts):
+    """Codes as the kernels take them: int32, in range; adds them to the histogram `counts`."""
+    codes = np.ascontiguousarray(codes, np.int32)
+    if codes.shape != (n,):
+        raise ValueError(f"codes must have shape ({n},), got {codes.shape}")
+    if not load("sums").histogram(codes, counts):
+        raise ValueError(f"codes must lie between 0 and {len(counts) - 1}")
+    return codes
+
+
+def _shares(counts, threads):
+    """Bounds of `threads` ranges of codewords with about equally many rows each."""
+    reached = np.cumsum(counts)
+    bounds = np.searchsorted(reached, reached[-1] * np.arange(1, threads) / threads)
+    return np.concatenate([[0], bounds, [len(counts)]]).astype(np.int32)
+
+
+def _precision(X):
+    return np.dtype(np.float64 if X.dtype == np.float64 else np.float32)
+
+
+def _scale(largest, dtype):
+    """Power of two that brings `largest` near 1 where squares could leave the range of dtype."""
+    if largest == 0 or 2.0 ** -_UNSCALED[dtype] <= largest <= 2.0 ** _UNSCALED[dtype]:
+        return 1.0
+    most = np.finfo(dtype).maxexp - 2
+    return 2.0 ** min(max(-math.frexp(largest)[1], -most), most)
+
+
+def _unscaled(squares, book):
+    if book.scale == 1:
+        return squares
+    return squares.astype(np.float64) / book.scale / book.scale

@@ -1,0 +1,5 @@
+"""Codebook estimators, with scikit-learn's interface: one quantizer a file."""
+
+from fastvq.vq.vector import VectorQuantizer
+
+__all__ = ["VectorQuantizer"]

@@ -1,0 +1,272 @@
+"""What all quantizers share: scikit-learn's conventions, around a codebook of any kind.
+
+A quantizer derives from `BaseQuantizer`, fits inside ``with self._all_or_nothing():``, and defines
+
+- ``_code_bits``: the bits of each code of a row, in order (a VectorQuantizer has one code), and
+  ``_code_range``: the number of values that a code can have;
+- ``_encode(rows, codes)``: the codes of checked rows, written into an array;
+- ``_squared_error(X, weight)``: the weighted sum of Σ_f (x − x̂)² over checked rows;
+- ``fit``, ``transform`` and ``inverse_transform``.
+"""
+
+import contextlib
+import sys
+import warnings
+from typing import ClassVar
+
+import numpy as np
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.utils import check_random_state
+from sklearn.utils.metadata_routing import UNUSED
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from fastvq._validation import as_bytes, as_codes, as_out, as_rows, as_weights
+from fastvq.vq._rows import spans
+
+__all__ = ["BaseQuantizer", "code_bits", "code_dtype", "random_state_of"]
+
+_BLOCK_BYTES = 1 << 22  # of rows in flight where work goes block by block
+
+
+class BaseQuantizer(TransformerMixin, BaseEstimator):
+    """Base class of the quantizers."""
+
+    # These steer a call and say nothing about rows: no metadata to route.
+    __metadata_request__fit: ClassVar = {"callback": UNUSED}
+    __metadata_request__transform: ClassVar = {"out": UNUSED}
+    __metadata_request__inverse_transform: ClassVar = {"codes": UNUSED}
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = []
+        return tags
+
+    def __getstate__(self):
+        # What is made from the codebook for this CPU is left out, and made again when loaded.
+        state = dict(super().__getstate__())
+        state.pop("_compiled", None)
+        return {**state, "_fastvq_version": _version()}
+
+    def __setstate__(self, state):
+        state = dict(state)
+        pickled_by = state.pop("_fastvq_version", "unknown")
+        if pickled_by != _version():
+            warnings.warn(
+                f"{type(self).__name__} was pickled by fastvq {pickled_by} and is loaded by "
+                f"{_version()}: if it behaves oddly, fit it again",
+                UserWarning,
+                stacklevel=2,
+            )
+        super().__setstate__(state)
+
+    def distortion(self, X, sample_weight=None):
+        """Mean over the rows of their squared distance to what their code stands for.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+        sample_weight : array-like of shape (n_samples,), optional
+
+        Returns
+        -------
+        distortion : float
+            Σ w·Σ_f (x_f − x̂_f)² / Σ w.
+        """
+        rows = self._checked(X)
+        weight = as_weights(sample_weight, len(rows))
+        error = self._squared_error(rows, weight)
+        return error / (len(rows) if weight is None else float(weight.sum()))
+
+    def score(self, X, y=None, sample_weight=None):
+        """Minus the distortion, so that more is better.
+
+        A mean, where scikit-learn's KMeans.score gives the negative *sum*: scores of samples of
+        different sizes compare.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+        y : Ignored
+        sample_weight : array-like of shape (n_samples,), optional
+
+        Returns
+        -------
+        score : float
+        """
+        return -self.distortion(X, sample_weight)
+
+    def encode_blocks(self, blocks, out=None):
+        """Codes of more rows than fit in memory.
+
+        Parameters
+        ----------
+        blocks : ndarray or memmap of shape (n_samples, n_features), or iterable of arrays
+            All rows, read block by block, or blocks of rows in order.
+        out : ndarray or memmap of shape (n_samples, n_codes), optional
+            Where the codes go, in the dtype that `transform` gives; needed only where the codes
+            themselves are too many for memory. From an iterable it may be longer than needed.
+
+        Returns
+        -------
+        codes : ndarray of shape (n_samples, n_codes)
+            `out`, or the part of it that was filled.
+        """
+        check_is_fitted(self)
+        if hasattr(blocks, "shape"):
+            rows = self._checked(blocks)
+            out = self._new_codes(len(rows), out)
+            n_rows = _BLOCK_BYTES // (rows.shape[1] * rows.itemsize)
+            self._by_blocks(rows, n_rows, lambda span: self._encode(rows[span], out[span]))
+            return out
+        return self._encode_iterable(blocks, out)
+
+    def pack(self, codes):
+        """Codes as bytes: `code_size_` of them a row, bits lowest first, as faiss packs.
+
+        Parameters
+        ----------
+        codes : array-like of integers of shape (n_samples, n_codes)
+
+        Returns
+        -------
+        packed : ndarray of uint8 of shape (n_samples, code_size_)
+            The codes of a row one after the other, without gaps; the last byte is filled with
+            zero bits.
+        """
+        check_is_fitted(self)
+        bits = self._code_bits
+        codes = as_codes(codes, self._code_range, len(bits))
+        packed = np.empty((len(codes), self.code_size_), np.uint8)
+        for span in spans(len(codes), _BLOCK_BYTES // (8 * self.code_size_) + 1):
+            planes = [
+                (codes[span, column, None] >> np.arange(width)) & 1
+                for column, width in enumerate(bits)
+            ]
+            table = np.concatenate(planes, axis=1).astype(np.uint8)
+            packed[span] = np.packbits(table, axis=1, bitorder="little")
+        return packed
+
+    def unpack(self, packed):
+        """The codes that `pack` made these bytes of.
+
+        Parameters
+        ----------
+        packed : ndarray of uint8 of shape (n_samples, code_size_), or bytes
+
+        Returns
+        -------
+        codes : ndarray of shape (n_samples, n_codes)
+            In the dtype that `transform` gives.
+
+        Raises
+        ------
+        ValueError
+            Where the bytes hold a number that is no code of this quantizer.
+        """
+        check_is_fitted(self)
+        bits = self._code_bits
+        packed = as_bytes(packed, self.code_size_)
+        codes = np.zeros((len(packed), len(bits)), code_dtype(bits))
+        starts = np.cumsum([0, *bits])
+        for span in spans(len(packed), _BLOCK_BYTES // (8 * self.code_size_) + 1):
+            table = np.unpackbits(packed[span], axis=1, bitorder="little")
+            for column, width in enumerate(bits):
+                plane = table[:, starts[column] : starts[column] + width].astype(codes.dtype)
+                codes[span, column] = (plane << np.arange(width, dtype=codes.dtype)).sum(
+                    axis=1, dtype=codes.dtype
+                )
+        return as_codes(codes, self._code_range, len(bits), name="packed codes")
+
+    @contextlib.contextmanager
+    def _all_or_nothing(self):
+        """Whatever ends the block early, Ctrl-C included, the estimator is as it was before.
+
+        Fitted arrays are replaced and never written into, so that keeping them is enough.
+        """
+        before = dict(vars(self))
+        generator = _generator_state(before.get("random_state"))
+        try:
+            yield
+        except BaseException:
+            self.__dict__ = before
+            _restore_generator(before.get("random_state"), generator)
+            raise
+
+    def _checked(self, X, reset=False):
+        """Rows of `X` as an array that kernels read; their number of features and its names."""
+        if not reset and "n_features_in_" not in vars(self):
+            check_is_fitted(self)
+        rows = as_rows(X)
+        # scikit-learn takes 40 µs to look for feature names: too long where a call takes 50 µs.
+        nameless = type(X) is np.ndarray and not reset and "feature_names_in_" not in vars(self)
+        if not (nameless and rows.shape[1] == self.n_features_in_):
+            validate_data(self, X, reset=reset, skip_check_array=True)
+        return rows
+
+    def _by_blocks(self, rows, n_rows, work):
+        """``work(span)`` for consecutive blocks of about `n_rows` rows."""
+        for span in spans(len(rows), max(64, n_rows)):
+            try:
+                work(span)
+            except ValueError:
+                if span.start:  # an error names a row of the block: let it be one of all rows
+                    self._encode(rows, self._new_codes(len(rows)))
+                raise
+
+    def _new_codes(self, n_rows, out=None):
+        shape = (n_rows, len(self._code_bits))
+        return as_out(out, shape, code_dtype(self._code_bits))
+
+    def _encode_iterable(self, blocks, out):
+        parts, filled = [], 0
+        for block in blocks:
+            if len(block) == 0:
+                continue
+            rows = self._checked(block)
+            part = None if out is None else out[filled : filled + len(rows)]
+            if part is not None and len(part) < len(rows):
+                raise ValueError(f"out has {len(out)} rows, fewer than the blocks have in all")
+            codes = self._new_codes(len(rows), part)
+            self._encode(rows, codes)
+            parts.append(codes)
+            filled += len(rows)
+        if out is not None:
+            return out[:filled].reshape(filled, -1)
+        if not parts:
+            raise ValueError("blocks is empty: there is nothing to encode")
+        return np.concatenate(parts)
+
+
+def code_bits(n_codewords):
+    """Bits that hold a code of a codebook of this size."""
+    return max(1, (n_codewords - 1).bit_length())
+
+
+def code_dtype(bits):
+    """The smallest unsigned dtype that holds codes of these numbers of bits."""
+    return np.min_scalar_type(2 ** max(bits) - 1)
+
+
+def random_state_of(random_state):
+    """A RandomState: as scikit-learn takes it, or one that draws from a NumPy Generator."""
+    if isinstance(random_state, np.random.Generator):
+        return np.random.RandomState(random_state.bit_generator)
+    return check_random_state(random_state)
+
+
+def _generator_state(random_state):
+    if isinstance(random_state, np.random.Generator):
+        return random_state.bit_generator.state
+    return random_state.get_state() if isinstance(random_state, np.random.RandomState) else None
+
+
+def _restore_generator(random_state, state):
+    if isinstance(random_state, np.random.Generator):
+        random_state.bit_generator.state = state
+    elif isinstance(random_state, np.random.RandomState):
+        random_state.set_state(state)
+
+
+def _version():
+    # Not imported: this floor does not lean on the package's front door.
+    return sys.modules["fastvq"].__version__

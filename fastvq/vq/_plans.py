@@ -1,0 +1,176 @@
+"""Plans that assign all rows in every iteration of a fit and skip what cannot have changed.
+
+Each has the one method `step(codebook) -> codes, distances` of `PlainAssigner`, and gives its very
+bits: what is skipped is skipped by a proof that allows for rounding, and what cannot be proven is
+assigned by the definition. So algorithm="auto" and "lloyd" end with the same codebook, and which
+plan is the quicker one may be found by timing.
+
+Bounds between iterations (Hamerly 2010): a row stays with its codeword as long as that is nearer
+than a lower bound of the distance to all others, which shrinks by how far those have moved.
+
+Screening: the leading coordinates of all rows are kept, and the code of the iteration before is
+the first guess; see fastvq/_kernels/screen.pyx.
+"""
+
+from time import perf_counter
+
+import numpy as np
+
+from fastvq import _screen, kernels
+
+__all__ = ["BoundedAssigner", "PlainAssigner", "ScreenedAssigner", "choose"]
+
+# Screening is tried from this much work an iteration on, on this many rows a thread.
+_SCREEN_WORK = 500_000_000
+_TRIAL_ROWS = 512
+# With more than this share of the rows in doubt, all are assigned: gathering rows costs as well.
+_MOSTLY = 0.7
+# Looking at every so many-th row tells that share.
+_GLANCE = 64
+# Codewords from which a pass over the rows to see which are in doubt is little beside assigning.
+_BOUNDED_CODEWORDS = 32
+
+
+def choose(rows, codebook):
+    """The quickest plan for `rows` in a fit that starts from `codebook`."""
+    work = len(rows) * codebook.size
+    if not rows.plain or codebook.shape[1] < kernels.EXPAND_FEATURES:
+        return PlainAssigner(rows)
+    if work >= _SCREEN_WORK and _screen.suits(codebook):
+        directions = _screen.Directions(rows.take(_spread(len(rows), _screen.SAMPLE)))
+        if directions.worth_trying and _screening_wins(rows, codebook, directions):
+            return ScreenedAssigner(rows, directions)
+    if len(codebook) >= _BOUNDED_CODEWORDS:
+        return BoundedAssigner(rows)
+    return PlainAssigner(rows)
+
+
+class PlainAssigner:
+    """Assigns all rows by the plain tile, in every iteration."""
+
+    def __init__(self, rows):
+        self._rows = rows
+        self._codes = np.empty(len(rows), np.int32)
+        self._distances = np.empty(len(rows), rows.dtype)
+
+    def step(self, codebook):
+        """Codes (n,) int32 and squared distances (n,) of all rows; valid until the next step."""
+        book = kernels.prepare(codebook)
+        self._rows.assign(book, self._codes)
+        self._rows.distances(book, self._codes, self._distances)
+        return self._codes, self._distances
+
+
+class BoundedAssigner(PlainAssigner):
+    """Assigns the rows that a lower bound does not keep with their codeword.
+
+    Beside codes and distances it keeps the bound: 4 bytes a row, 8 in float64.
+    """
+
+    def __init__(self, rows):
+        super().__init__(rows)
+        self._lower = np.empty(len(rows), rows.dtype)
+        self._codebook = None
+
+    def step(self, codebook):
+        rows, codes, distances, lower = self._rows, self._codes, self._distances, self._lower
+        book = kernels.prepare(codebook)
+        doubtful = self._in_doubt(codebook, book)
+        self._codebook = codebook
+        if doubtful is None:
+            rows.assign(book, codes, lower)
+            np.sqrt(lower, out=lower)
+            rows.distances(book, codes, distances)
+        elif len(doubtful):
+            some = rows.subset(doubtful)
+            bound = np.empty(len(some), rows.dtype)
+            new = some.assign(book, others=bound)
+            lower[doubtful] = np.sqrt(bound)
+            changed = new != codes[doubtful]
+            doubtful, new = doubtful[changed], new[changed]
+            codes[doubtful] = new
+            distances[doubtful] = rows.subset(doubtful).distances(book, new)
+        return codes, distances
+
+    def _in_doubt(self, codebook, book):
+        """Positions of rows that may have another code now, or None: most of them.
+
+        Also takes the distances of all rows to the codeword they had, unless it answers None.
+        """
+        if self._codebook is None:
+            return None
+        rows, codes, lower = self._rows, self._codes, self._lower
+        # Rounding: of the square roots and of this subtraction, relative to what is subtracted
+        # from; of the distance, as assign defines it and as it is taken here, relative to itself.
+        eps = np.finfo(rows.dtype).eps
+        moved = _moved_by_others(self._codebook, codebook) * (1 + 4 * eps)
+        moved = moved.astype(rows.dtype)
+        for span in _spans(len(rows)):
+            lower[span] *= 1 - 2 * eps
+            lower[span] -= moved[codes[span]]
+        margin = 1 + eps * (2 * rows.n_features + 32)
+        glance = np.arange(0, len(rows), _GLANCE)
+        near = rows.subset(glance).distances(book, codes[glance])
+        if np.mean(~(np.sqrt(near) * margin < lower[glance])) > _MOSTLY:
+            return None
+        rows.distances(book, codes, self._distances)
+        parts = [
+            np.flatnonzero(~(np.sqrt(self._distances[span]) * margin < lower[span])) + span.start
+            for span in _spans(len(rows))
+        ]
+        return np.concatenate(parts)
+
+
+class ScreenedAssigner(PlainAssigner):
+    """Assigns by screening with the codes of the iteration before as guesses.
+
+    Beside codes and distances it keeps the leading coordinates: an eighth of the features, and
+    eight bytes a row.
+    """
+
+    def __init__(self, rows, directions):
+        super().__init__(rows)
+        self._directions = directions
+        self._short_rows = rows.project(directions)
+        self._guesses = None
+
+    def step(self, codebook):
+        book = kernels.prepare(codebook)
+        screen = _screen.Screen(book.codebook, self._directions)
+        self._rows.assign_screened(
+            book, screen, self._short_rows, self._guesses, self._codes, self._distances
+        )
+        self._guesses = self._codes  # each guess is read before its code is written
+        return self._codes, self._distances
+
+
+def _screening_wins(rows, codebook, directions):
+    """Time both ways on a few rows; a fit screens with good guesses, this trial with none."""
+    book = kernels.prepare(codebook)
+    screen = _screen.Screen(book.codebook, directions)
+    some = rows.subset(_spread(len(rows), _TRIAL_ROWS * kernels.thread_count(rows.n_threads)))
+    short_rows = some.project(directions)
+    codes = np.empty(len(some), np.int32)
+    began = perf_counter()
+    some.assign(book, codes)
+    middle = perf_counter()
+    some.assign_screened(book, screen, short_rows, None, codes)
+    return perf_counter() - middle < middle - began
+
+
+def _moved_by_others(before, after):
+    """For each codeword, how far the one of the others that moved farthest did, in float64."""
+    moved = np.sqrt(np.square(after.astype(np.float64) - before).sum(axis=1))
+    farthest = int(moved.argmax())
+    result = np.full(len(moved), moved[farthest])
+    result[farthest] = np.delete(moved, farthest).max()
+    return result
+
+
+def _spread(n, size):
+    """About `size` positions, evenly spaced over n."""
+    return np.arange(0, n, max(1, n // size))
+
+
+def _spans(n, step=1 << 18):
+    return (slice(start, min(start + step, n)) for start in range(0, n, step))

@@ -1,0 +1,651 @@
+"""Vector quantization with one codebook: k-means, and what encodes and decodes with it.
+
+A codebook C of k codewords is fitted to rows x by minimising the inertia Σ w·min_c |x − c|²
+(Lloyd 1982; Gersho & Gray, *Vector Quantization and Signal Compression*, 1992). A row is then
+stored as the number of its nearest codeword, log2 k bits, and read back as that codeword.
+
+The loops are in `_fit`, the first codewords in `_seeding`, the rows and their metric in `_rows`.
+"""
+
+import warnings
+from typing import NamedTuple
+
+import numpy as np
+from scipy import sparse
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils.validation import _check_feature_names_in, check_is_fitted
+
+from fastvq import _threads, kernels
+from fastvq._progress import Progress
+from fastvq._validation import (
+    as_codebook,
+    as_count,
+    as_labels,
+    as_nonnegative,
+    as_out,
+    as_weights,
+    as_word,
+)
+from fastvq.vq._base import BaseQuantizer, code_bits, code_dtype, random_state_of
+from fastvq.vq._fit import Outcome, Settings, fit_rows, step
+from fastvq.vq._rows import Rows, UnitRows, draw_positions, rows_of, spans
+from fastvq.vq._seeding import INITS
+
+__all__ = ["FitState", "VectorQuantizer"]
+
+ALGORITHMS = {
+    "auto": (),
+    "lloyd": ("full",),
+    "minibatch": (),
+    "growing": ("nested",),
+}
+METRICS = {
+    "euclidean": ("l2", "sqeuclidean"),
+    "cosine": ("cos", "spherical", "angular"),
+}
+OUTPUTS = {
+    "codes": ("code", "labels"),
+    "onehot": ("onehot-sparse",),
+    "onehot-dense": (),
+    "distances": ("distance",),
+    "reconstruction": ("reconstructed",),
+}
+
+_BLOCK_BYTES = 1 << 22
+_BLOCK_ROWS = 1 << 16
+
+# The first rows of a stream are few: more iterations than this on them would fit their noise.
+_FIRST_BATCH_ITERATIONS = 10
+
+
+class FitState(NamedTuple):
+    """What a callback of `VectorQuantizer.fit` is given after each iteration."""
+
+    run: int  # from 0: which of the n_init runs
+    iteration: int  # from 0: updates of the codebook so far in this run
+    inertia: float  # of `codebook` (an estimate of it while only samples or batches are seen)
+    codebook: np.ndarray  # read-only; it is replaced, not written into, by the next iteration
+
+
+class VectorQuantizer(BaseQuantizer):
+    """Vector quantizer with one codebook, fitted by k-means.
+
+    Parameters
+    ----------
+    n_codewords : int, default=256
+        Size of the codebook.
+    init : {"auto", "k-means++", "k-means||", "random"}, array or callable, default="auto"
+        Where the fit starts. "k-means++" is greedy, as scikit-learn's. "k-means||" draws many rows
+        at a time, for large codebooks. "auto": "k-means++" up to 4096 codewords, above that
+        "k-means||" on a sample of 32 rows a codeword. An array of shape (n_codewords, n_features)
+        is the codebook to start from; a callable ``init(X, n_codewords, random_state)`` returns
+        one. With "minibatch" and "growing", a sample of the rows is seeded on.
+    n_init : int, default=1
+        Runs from different seeds; the one with the lowest inertia is kept. 1 with an array.
+    algorithm : {"auto", "lloyd", "minibatch", "growing"}, default="auto"
+        "lloyd" assigns all rows in every iteration. "auto" gives the same codebook, bit for bit,
+        by whichever exact plan is fastest on the data. "growing" runs on samples that double until
+        all rows are in; "minibatch" on batches drawn at random, and is the least exact.
+    batch_size : int, optional
+        Rows of a mini-batch; by default the larger of 1024 and 4 times `n_codewords`.
+    max_samples : int or float, optional
+        Fit on so many rows drawn at random (a float in (0, 1]: that share of them); the fitted
+        attributes then speak of these. By default all rows count: nothing else subsamples.
+    max_iter : int, default=100
+        Updates of the codebook, at most (passes over the rows for "minibatch").
+    tol : float, default=1e-4
+        The fit ends when an update lowers the inertia by less than this share of it; 0: when no
+        code changes.
+    metric : {"euclidean", "cosine"}, default="euclidean"
+        With "cosine" (spherical k-means) rows are divided by their length inside, and codewords
+        have length 1.
+    output : {"codes", "onehot", "onehot-dense", "distances", "reconstruction"}, default="codes"
+        What `transform` gives.
+    random_state : int, RandomState, Generator or None, default=None
+    n_threads : int, optional
+        By default what `fastvq.set_num_threads`, the environment or OpenMP say. Results do not
+        depend on it.
+    verbose : int, default=0
+        Whether `fit` shows progress.
+
+    Attributes
+    ----------
+    codebook_ : ndarray of shape (n_codewords, n_features)
+        Codewords; float64 where fitted on float64 (and on integers of more than 16 bits), else
+        float32. Read-only: assign a new array to change it.
+    counts_ : ndarray of shape (n_codewords,)
+        Total weight of the rows behind each codeword.
+    inertia_ : float
+        Σ w·|x − c|² over the rows fitted on, from the differences themselves. After `partial_fit`:
+        that of the latest batch, before the codebook moved towards it.
+    inertia_history_ : ndarray
+        The inertia at the start and after each iteration; the last is `inertia_`. Estimates, where
+        an iteration saw only a sample.
+    n_iter_ : int
+        Updates of the codebook: iterations, or batches.
+    code_size_ : int
+        Bytes of one packed code.
+    n_features_in_ : int
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Only where the rows came with names.
+
+    Notes
+    -----
+    The code of a row depends on that row and the codebook alone, and a fit with a given
+    `random_state` gives the same codebook at any number of threads.
+
+    An iteration takes n·k·d multiply-adds, greedy seeding (2 + ln k) times as many; beside the
+    input and the codebook a fit needs at most 32 bytes a row.
+
+    References
+    ----------
+    S. P. Lloyd, "Least squares quantization in PCM", IEEE Trans. Inf. Theory 28 (1982).
+    D. Arthur, S. Vassilvitskii, "k-means++: the advantages of careful seeding", SODA 2007.
+    B. Bahmani et al., "Scalable k-means++", VLDB 2012.
+    D. Sculley, "Web-scale k-means clustering", WWW 2010.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastvq import VectorQuantizer
+    >>> X = np.array([[0.0, 0.0], [0.2, 0.0], [5.0, 5.0], [5.2, 5.0]])
+    >>> vq = VectorQuantizer(n_codewords=2, random_state=0).fit(X)
+    >>> codes = vq.transform(X)
+    >>> codes.shape, codes.dtype
+    ((4, 1), dtype('uint8'))
+    >>> float(vq.distortion(X).round(3))
+    0.01
+    >>> vq.inverse_transform(codes)[2].round(1)
+    array([5.1, 5. ])
+    """
+
+    def __init__(
+        self,
+        n_codewords=256,
+        *,
+        init="auto",
+        n_init=1,
+        algorithm="auto",
+        batch_size=None,
+        max_samples=None,
+        max_iter=100,
+        tol=1e-4,
+        metric="euclidean",
+        output="codes",
+        random_state=None,
+        n_threads=None,
+        verbose=0,
+    ):
+        self.n_codewords = n_codewords
+        self.init = init
+        self.n_init = n_init
+        self.algorithm = algorithm
+        self.batch_size = batch_size
+        self.max_samples = max_samples
+        self.max_iter = max_iter
+        self.tol = tol
+        self.metric = metric
+        self.output = output
+        self.random_state = random_state
+        self.n_threads = n_threads
+        self.verbose = verbose
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        if self.output != "codes":
+            tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        return tags
+
+    # ---- fitting ---------------------------------------------------------------------------
+
+    def fit(self, X, y=None, sample_weight=None, *, callback=None):
+        """Fit the codebook.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+        y : Ignored
+        sample_weight : array-like of shape (n_samples,), optional
+        callback : callable, optional
+            Called as ``callback(state)`` with a `FitState` after every iteration; the fit ends
+            there if it returns something true. An exception it raises, or Ctrl-C, leaves the
+            estimator as it was before.
+
+        Returns
+        -------
+        self : VectorQuantizer
+
+        Raises
+        ------
+        ValueError, TypeError
+            For input that is not a finite 2-D array of numbers, and for parameters out of range.
+        MemoryError
+            Where the codebook does not fit in memory.
+
+        Warns
+        -----
+        ConvergenceWarning
+            Where there are fewer distinct rows than codewords: `codebook_` then holds these rows,
+            sorted, and repeats them.
+        """
+        self._fit(X, sample_weight, callback)
+        return self
+
+    def fit_transform(self, X, y=None, sample_weight=None):
+        """Fit the codebook and transform the same rows, for less than the price of both.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+        y : Ignored
+        sample_weight : array-like of shape (n_samples,), optional
+
+        Returns
+        -------
+        Z : ndarray or scipy sparse matrix
+            What ``fit(X).transform(X)`` gives.
+        """
+        rows, codes = self._fit(X, sample_weight)
+        return self._transform(rows, codes=codes)
+
+    def fit_predict(self, X, y=None, sample_weight=None):
+        """Fit the codebook; the codes of the same rows, as `predict` gives them.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+        y : Ignored
+        sample_weight : array-like of shape (n_samples,), optional
+
+        Returns
+        -------
+        codes : ndarray of int32 of shape (n_samples,)
+        """
+        rows, codes = self._fit(X, sample_weight)
+        return self._predict(rows) if codes is None else codes
+
+    def partial_fit(self, X, y=None, sample_weight=None):
+        """Go on fitting with one more batch of rows.
+
+        The first batches may be smaller than the codebook: while there are fewer distinct rows
+        than codewords, the codebook is these rows, and with the batch that brings enough, it is
+        seeded and fitted on all of them. From then on each codeword is the running mean of the
+        rows that came to it; one that wins hardly any moves to where rows are badly served. With
+        an array as `init`, this holds from the first row on. It also goes on after `fit`, with
+        the counts of that fit.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+        y : Ignored
+        sample_weight : array-like of shape (n_samples,), optional
+
+        Returns
+        -------
+        self : VectorQuantizer
+        """
+        with self._all_or_nothing():
+            first = "codebook_" not in vars(self)
+            X = self._checked(X, reset=first)
+            weight = as_weights(sample_weight, len(X))
+            if first:
+                self._begin(X)
+            if self._gathering:
+                self._gather(X, weight)
+            else:
+                self._absorb(X, weight)
+        return self
+
+    def predict(self, X):
+        """Code of each row, as an array of integers that can be counted with.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+
+        Returns
+        -------
+        codes : ndarray of int32 of shape (n_samples,)
+        """
+        return self._predict(self._checked(X))
+
+    # ---- encoding and decoding -------------------------------------------------------------
+
+    def transform(self, X, out=None):
+        """Encode rows, as `output` says.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+        out : ndarray, optional
+            Where to write a dense result, of exactly its shape and dtype and in C order; codes
+            may also go into an array of shape (n_samples,).
+
+        Returns
+        -------
+        Z : ndarray or scipy sparse matrix
+            - "codes": (n_samples, 1), the smallest of uint8, uint16 and uint32 that holds them.
+              Codes are labels, not quantities: arithmetic on them means nothing, and
+              ``codes * 256`` raises or wraps around in so small a dtype. Use `predict` to count.
+            - "onehot": (n_samples, n_codewords) sparse, and "onehot-dense", in the dtype of
+              `codebook_`.
+            - "distances": (n_samples, n_codewords), to every codeword: Euclidean (not squared),
+              or 1 − cos with the cosine metric.
+            - "reconstruction": (n_samples, n_features), the nearest codeword.
+        """
+        return self._transform(self._checked(X), out)
+
+    def inverse_transform(self, codes):
+        """The codewords that codes stand for.
+
+        Parameters
+        ----------
+        codes : array-like of shape (n_samples, 1), (n_samples,) or (n_samples, n_codewords)
+            Integers of any dtype, or one-hot rows, sparse or dense. With
+            ``output="reconstruction"``, its (n_samples, n_features) floats come back as they are.
+
+        Returns
+        -------
+        X : ndarray of shape (n_samples, n_features)
+
+        Raises
+        ------
+        ValueError, TypeError
+            For numbers that are no codes of this codebook. Distances cannot be inverted.
+        """
+        check_is_fitted(self)
+        if self._output() == "reconstruction" and np.asarray(codes).dtype.kind == "f":
+            return self._checked(codes)
+        codes = as_labels(codes, len(self.codebook_))
+        return np.take(self.codebook_, codes, axis=0)
+
+    def get_feature_names_out(self, input_features=None):
+        """Names of the columns that `transform` gives.
+
+        Parameters
+        ----------
+        input_features : array-like of str, optional
+            Names of the features, where they were not known when fitting.
+
+        Returns
+        -------
+        names : ndarray of str objects
+            The input's for "reconstruction", else ``vectorquantizer0``, ...
+        """
+        check_is_fitted(self)
+        names = _check_feature_names_in(self, input_features)
+        output = self._output()
+        if output == "reconstruction":
+            return names
+        n_columns = 1 if output == "codes" else len(self.codebook_)
+        stem = type(self).__name__.lower()
+        return np.array([f"{stem}{column}" for column in range(n_columns)], dtype=object)
+
+    # ---- how it is fitted ------------------------------------------------------------------
+
+    def _fit(self, X, sample_weight, callback=None):
+        """Fit; the checked rows, and their codes where all of them were fitted on."""
+        with self._all_or_nothing():
+            X = self._checked(X, reset=True)
+            settings = self._settings(X)
+            rng = random_state_of(self.random_state)
+            dtype = _codebook_dtype(X)
+            weight = as_weights(sample_weight, len(X))
+            sample = _sample(self.max_samples, len(X), rng)
+            if sample is not None and weight is not None:
+                weight = as_weights(weight[sample], len(sample))
+            rows = self._rows(X, sample, weight, dtype, settings.init)
+            total = settings.n_init * (settings.max_iter + 1)
+            with Progress("fit", total, self.verbose) as progress:
+                watch = _watch(rows, dtype, callback, progress)
+                outcome = fit_rows(rows, settings, rng, watch)
+            self._keep(rows, outcome, dtype)
+            if outcome.n_distinct is not None:
+                _warn_few(outcome.n_distinct, settings.n_codewords)
+            if sample is not None:
+                return X, None
+            same = rows.releases_unchanged(dtype)
+            return X, outcome.codes if same else self._predict(X)
+
+    def _settings(self, X):
+        """The parameters of a fit, checked."""
+        n_codewords = as_count(self.n_codewords, "n_codewords")
+        init, n_init = self.init, as_count(self.n_init, "n_init")
+        if isinstance(init, str):
+            init = as_word(init, "init", INITS, ", an array or a callable")
+        elif not callable(init):
+            init = as_codebook(init, n_codewords, X.shape[1], _codebook_dtype(X))
+            n_init = 1
+        batch_size = self.batch_size
+        if batch_size is None:
+            batch_size = max(1024, 4 * n_codewords)
+        self._metric(), self._output()  # say now what is wrong with them
+        return Settings(
+            n_codewords=n_codewords,
+            init=init,
+            n_init=n_init,
+            algorithm=as_word(self.algorithm, "algorithm", ALGORITHMS),
+            batch_size=as_count(batch_size, "batch_size"),
+            max_iter=as_count(self.max_iter, "max_iter"),
+            tol=as_nonnegative(self.tol, "tol"),
+        )
+
+    def _rows(self, X, sample, weight, dtype, codebook=None):
+        return rows_of(
+            X,
+            sample,
+            weight,
+            metric=self._metric(),
+            dtype=dtype,
+            codebook=codebook if isinstance(codebook, np.ndarray) else None,
+            n_threads=_threads.effective(self.n_threads),
+        )
+
+    def _begin(self, X):
+        """A stream of which no row was seen yet, beside codewords that the user gives."""
+        settings, dtype = self._settings(X), _codebook_dtype(X)
+        self._gathering = not isinstance(settings.init, np.ndarray)
+        self.codebook_ = np.empty((0, X.shape[1]), dtype)
+        if not self._gathering:
+            rows = self._rows(X, None, None, dtype, settings.init)
+            self.codebook_ = rows.release(rows.admit(settings.init), dtype)
+        self.counts_, self.inertia_history_ = np.zeros(len(self.codebook_)), np.empty(0)
+        self.n_iter_ = 0
+
+    def _gather(self, X, weight):
+        """Rows of a stream before the codebook is full: what was seen is all in the codebook."""
+        settings, dtype = self._settings(X), self.codebook_.dtype
+        seen = self.counts_ > 0
+        if seen.any():
+            settings = settings._replace(n_codewords=len(self.codebook_))
+            new = np.ones(len(X)) if weight is None else weight
+            weight = np.concatenate([self.counts_[seen], new])
+            X = np.concatenate([self.codebook_[seen], X], dtype=dtype, casting="unsafe")
+        iterations = min(settings.max_iter, _FIRST_BATCH_ITERATIONS)
+        settings = settings._replace(n_init=1, algorithm="lloyd", max_iter=iterations)
+        rows = self._rows(X, None, weight, dtype, settings.init)
+        rng = random_state_of(self.random_state)
+        outcome = fit_rows(rows, settings, rng, lambda *_: False)
+        outcome = outcome._replace(history=[outcome.history[-1]], n_iter=1)
+        self._keep(rows, outcome, dtype, self.inertia_history_, self.n_iter_)
+
+    def _absorb(self, X, weight):
+        """One mini-batch."""
+        dtype = self.codebook_.dtype
+        rows = self._rows(X, None, weight, dtype, self.codebook_)
+        codebook, counts, inertia = step(rows, rows.admit(self.codebook_), self.counts_)
+        outcome = Outcome(codebook, None, counts, [inertia], 1)
+        self._keep(rows, outcome, dtype, self.inertia_history_, self.n_iter_)
+
+    def _keep(self, rows, outcome, dtype, history=(), n_iter=0):
+        """Become what a fit ended with, after `n_iter` earlier updates."""
+        latest = rows.release_inertia(np.array(outcome.history))
+        self._set_codebook(rows.release(outcome.codebook, dtype))
+        self.counts_ = outcome.counts
+        self.inertia_ = float(latest[-1])
+        self.inertia_history_ = np.concatenate([history, latest])
+        self.n_iter_ = n_iter + outcome.n_iter
+        self.code_size_ = -(-code_bits(len(outcome.codebook)) // 8)
+        self._gathering = outcome.n_distinct is not None
+
+    def _set_codebook(self, codebook):
+        codebook.flags.writeable = False
+        self.codebook_ = codebook
+        self._compiled = _compile(codebook)
+
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        if "codebook_" in vars(self):
+            self._set_codebook(self.codebook_)
+
+    # ---- how it encodes --------------------------------------------------------------------
+
+    @property
+    def _code_bits(self):
+        return (code_bits(len(self.codebook_)),)
+
+    @property
+    def _code_range(self):
+        return len(self.codebook_)
+
+    def _metric(self):
+        return as_word(self.metric, "metric", METRICS)
+
+    def _output(self):
+        return as_word(self.output, "output", OUTPUTS)
+
+    def _prepared(self):
+        """The codebook as kernels want it; made here only where a user has replaced it."""
+        compiled = vars(self).get("_compiled")
+        if compiled is None or compiled.codebook is not self.codebook_:
+            compiled = _compile(self.codebook_)
+        return compiled.prepared
+
+    def _source(self, X, weight=None):
+        """Rows to be encoded."""
+        kind = UnitRows if self._metric() == "cosine" else Rows
+        return kind(X, None, weight, dtype=self.codebook_.dtype, n_threads=self.n_threads)
+
+    def _encode(self, X, codes):
+        self._source(X).assign(self._prepared(), codes[:, 0])
+
+    def _predict(self, X):
+        return self._source(X).assign(self._prepared())
+
+    def _squared_error(self, X, weight):
+        codebook, errors = self._prepared(), []
+
+        def add(span):
+            rows = self._source(X[span], None if weight is None else weight[span])
+            codes = rows.assign(codebook)
+            errors.append(rows.inertia(rows.distances(codebook, codes)))
+
+        self._by_blocks(X, _BLOCK_ROWS, add)
+        return sum(errors)
+
+    def _transform(self, X, out=None, codes=None):
+        """Checked rows in the form that `output` says; `codes` where they are known already."""
+        output, k = self._output(), len(self.codebook_)
+        if output == "codes":
+            return self._codes(X, out, codes)
+        if output == "onehot":
+            return self._onehot(X, out, codes)
+        n_columns = X.shape[1] if output == "reconstruction" else k
+        out = as_out(out, (len(X), n_columns), self.codebook_.dtype)
+        fill = {
+            "onehot-dense": self._fill_onehot,
+            "distances": self._fill_distances,
+            "reconstruction": self._fill_reconstruction,
+        }[output]
+        self._by_blocks(
+            X, _BLOCK_BYTES // (n_columns * out.itemsize), lambda span: fill(X[span], out[span])
+        )
+        return out
+
+    def _codes(self, X, out, codes):
+        out = self._new_codes(len(X), out)
+        if codes is None:
+            self._encode(X, out)
+        else:
+            out[:, 0] = codes
+        return out
+
+    def _onehot(self, X, out, codes):
+        if out is not None:
+            raise ValueError("out cannot hold a sparse result: use output='onehot-dense'")
+        codes = self._predict(X) if codes is None else codes
+        ones = np.ones(len(X), self.codebook_.dtype)
+        ends = np.arange(len(X) + 1)
+        return sparse.csr_matrix((ones, codes, ends), shape=(len(X), len(self.codebook_)))
+
+    def _fill_onehot(self, X, out):
+        out.fill(0)
+        out[np.arange(len(X)), self._predict(X)] = 1
+
+    def _fill_reconstruction(self, X, out):
+        np.take(self.codebook_, self._predict(X), axis=0, out=out, mode="clip")
+
+    def _fill_distances(self, X, out):
+        codebook = self._prepared()
+        if codebook.scale != 1:  # squares of such values would overflow or vanish
+            X = X.astype(np.float64) * codebook.scale
+            codebook = kernels.prepare(codebook.codebook.astype(np.float64))
+        for span, rows in self._source(X).pieces():
+            squared = kernels.pairwise(rows, codebook, n_threads=self.n_threads)
+            if self._metric() == "cosine":
+                out[span] = squared / 2  # |x − c|² = 2 − 2 cos for unit vectors
+            else:
+                out[span] = np.sqrt(squared, out=squared) / self._prepared().scale
+
+
+class _Compiled(NamedTuple):
+    """What is made from a codebook once, for this CPU."""
+
+    codebook: np.ndarray  # the array that it was made from
+    prepared: kernels.Prepared
+
+
+def _compile(codebook):
+    return _Compiled(codebook, kernels.prepare(codebook))
+
+
+def _codebook_dtype(X):
+    return np.dtype(np.float64 if X.dtype == np.float64 else np.float32)
+
+
+def _sample(max_samples, n_rows, rng):
+    """Which rows to fit on, ascending; None for all."""
+    if max_samples is None:
+        return None
+    if isinstance(max_samples, (float, np.floating)):
+        if not 0 < max_samples <= 1:
+            raise ValueError(
+                f"max_samples must be an integer, or a float above 0 and up to 1, got {max_samples}"
+            )
+        max_samples = max(1, round(max_samples * n_rows))
+    size = as_count(max_samples, "max_samples")
+    return None if size >= n_rows else draw_positions(n_rows, size, rng)
+
+
+def _watch(rows, dtype, callback, progress):
+    """What a fit calls after each iteration: shows progress, asks the user's callback."""
+
+    def watch(run, iteration, codebook, inertia):
+        inertia = float(rows.release_inertia(inertia))
+        progress.step(inertia=inertia)
+        if callback is None:
+            return False
+        codebook = rows.release(codebook, dtype).view()
+        codebook.flags.writeable = False
+        return callback(FitState(run, iteration, inertia, codebook))
+
+    return watch
+
+
+def _warn_few(n_distinct, n_codewords):
+    warnings.warn(
+        f"X has {n_distinct} distinct rows, fewer than n_codewords={n_codewords}: codebook_ holds "
+        "each of them and repeats them",
+        ConvergenceWarning,
+        stacklevel=4,
+    )

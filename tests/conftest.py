@@ -1,0 +1,41 @@
+"""What all tests share."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).parent.parent
+
+# `python -m pytest` puts the checkout first on the path. Unless it was built in place, its fastvq
+# has no kernels, and what is to be tested is the installed one.
+if not any((CHECKOUT / "fastvq" / "_kernels").glob("_cpu.*.so")):
+    sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != CHECKOUT]
+
+
+@pytest.fixture
+def run_python(tmp_path):
+    """Run code in a new interpreter that imports the same fastvq; its CompletedProcess.
+
+    Keyword arguments are environment variables, None removes one.
+    """
+    import fastvq
+
+    def run(code, *, check=True, timeout=120, **environment):
+        merged = {**os.environ, "PYTHONPATH": str(Path(fastvq.__file__).parent.parent)}
+        merged.update(environment)
+        result = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=tmp_path,
+            env={name: value for name, value in merged.items() if value is not None},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+        if check and result.returncode:
+            raise AssertionError(result.stderr)
+        return result
+
+    return run

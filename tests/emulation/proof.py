@@ -1,0 +1,138 @@
+"""Run every kernel on fixed rows, hold it to its promises, and print a digest of the results.
+
+    python proof.py [LEVEL]
+
+LEVEL is the level that must have been chosen. Needs NumPy and fastvq only. Every line printed is
+`digest NAME SHA-256`, the last one `proved LEVEL`: all levels with fused multiply-add must print
+the same digests. The rows are made from integers, so that they are the same everywhere. What the
+results *should* be is the business of tests/test_kernel_*.py.
+"""
+
+import hashlib
+import itertools
+import sys
+
+import numpy as np
+
+from fastvq import kernels
+from fastvq._kernels import active_level
+
+# n, d, k: full and broken blocks of rows, full and broken groups of codewords, at each tile.
+SHAPES = [
+    *[(97, 1, 5), (97, 2, 16), (97, 3, 17), (97, 5, 63), (49, 8, 256), (65, 13, 31), (50, 16, 33)],
+    *[(95, 17, 100), (31, 33, 64), (49, 65, 97), (1, 100, 2), (98, 128, 130)],
+]
+# Large enough for several threads.
+LARGE_SHAPES = [(20_000, 4, 32), (900, 128, 97), (60_000, 16, 3)]
+ROW_DTYPES = ["float32", "float64", "float16", "uint8", "int8"]
+PRECISIONS = ["float32", "float64"]
+LAYOUTS = ["plain", "offset", "groups"]
+THREADS = [2, 5]
+
+
+def main(expected=None):
+    level = active_level()
+    if expected not in (None, level):
+        sys.exit(f"level {level} was chosen, not {expected}")
+    same_type = [(p, p, layout) for p in PRECISIONS for layout in LAYOUTS]
+    mixed = [(t, p, "plain") for t in ROW_DTYPES for p in PRECISIONS if t != p]
+    plain = [(p, p, "plain") for p in PRECISIONS]
+    for shapes, kinds in [(SHAPES, same_type + mixed), (LARGE_SHAPES, plain)]:
+        for shape in shapes:
+            print_digests(shape, kinds)
+    print("proved", level, flush=True)
+
+
+def print_digests(shape, kinds):
+    digests = {}
+    for dtype, precision, layout in kinds:
+        X, codebook = data(*shape, dtype, precision, layout)
+        where = f"{shape}, {dtype} rows, {precision} codebook, {layout}"
+        for kernel, results in itertools.chain(
+            run_by_row(X, codebook, where), run_over_rows(X, codebook, where)
+        ):
+            digest = digests.setdefault(kernel, hashlib.sha256())
+            for array in results:
+                digest.update(array.tobytes())
+    for kernel, digest in digests.items():
+        print("digest", "-".join([kernel, *map(str, shape)]), digest.hexdigest(), flush=True)
+
+
+def data(n, d, k, dtype, precision, layout):
+    """Rows, and a codebook that holds one codeword twice and is near by or on some rows."""
+    rng = np.random.default_rng([n, d, k])
+    if dtype.startswith("float"):
+        # Far from the origin, or in two groups far apart, an expansion of squares would cancel.
+        far = {"plain": 0, "offset": 2048, "groups": 2048 * (-1) ** np.arange(n + k)}[layout]
+        X = rng.integers(-1000, 1001, (n + k, d)) / 256 + np.reshape(far, (-1, 1))
+    else:
+        limits = np.iinfo(dtype)
+        X = rng.integers(limits.min, limits.max + 1, (n + k, d))
+    X = X.astype(dtype)
+    codebook = X[n:].astype(precision)
+    codebook[-1] = codebook[0]
+    X[:n:11] = X[n]
+    return X[:n], codebook
+
+
+def run_by_row(X, codebook, where):
+    """Name and results of kernels whose result for a row must depend on the row alone."""
+    prepared = kernels.prepare(codebook)
+    codes = kernels.assign(X, prepared)
+    everything = np.arange(len(X))
+    for name, kernel in {
+        "assign": lambda rows, **options: (kernels.assign(X, prepared, rows=rows, **options),),
+        "assign_two": lambda rows, **options: kernels.assign_two(X, prepared, rows=rows, **options),
+        "distances": lambda rows, **options: (
+            kernels.distances(X, prepared, codes[rows], rows=rows, **options),
+        ),
+        "row_norms": lambda rows, **options: (kernels.row_norms(X, rows=rows, **options),),
+    }.items():
+        results = kernel(everything, n_threads=1)
+        for threads in THREADS:
+            others = kernel(everything, n_threads=threads)
+            require_same(results, others, f"{name} with {threads} threads: {where}")
+        backwards = [array[::-1] for array in kernel(everything[::-1], n_threads=1)]
+        require_same(results, backwards, f"{name} of rows in another order: {where}")
+        for row in {0, len(X) // 3, len(X) - 1}:
+            alone = kernel(np.array([row]), n_threads=1)
+            row_of_batch = [array[[row]] for array in results]
+            require_same(row_of_batch, alone, f"{name} of row {row} alone: {where}")
+        yield name, results
+
+
+def run_over_rows(X, codebook, where):
+    """Name and results of kernels that add up rows, in an order that threads must not change."""
+    codes = kernels.assign(X, codebook)
+    closest = kernels.pairwise(X, codebook[:1])[:, 0]
+    weight = np.arange(len(X)) % 7 / 4
+
+    def seed_update(**options):
+        lowered = closest.copy()
+        return np.array(kernels.seed_update(X, codebook[1], lowered, **options)), lowered
+
+    for name, kernel in {
+        "pairwise": lambda **options: (kernels.pairwise(X[:2000], codebook[:40], **options),),
+        "sums": lambda **options: kernels.sums(
+            X, codes, len(codebook), sample_weight=weight, **options
+        ),
+        "seed_potentials": lambda **options: (
+            kernels.seed_potentials(X, codebook[:9], closest, sample_weight=weight, **options),
+        ),
+        "seed_update": seed_update,
+    }.items():
+        results = kernel(n_threads=1)
+        for threads in THREADS:
+            others = kernel(n_threads=threads)
+            require_same(results, others, f"{name} with {threads} threads: {where}")
+        yield name, results
+
+
+def require_same(results, others, what):
+    """Fail unless all arrays are the same, bit for bit."""
+    if [array.tobytes() for array in results] != [array.tobytes() for array in others]:
+        sys.exit(f"other bits from {what}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
