@@ -155,6 +155,8 @@ class BuildExt(build_ext):
 
     def predefined_macros(self):
         """What the compiler defines by itself: its version and its target machine."""
+        if not hasattr(self.compiler, "compiler_so"):
+            raise PlatformError("fastvq needs GCC or Clang")
         listing = try_tool(self.compiler.compiler_so, "-dM", "-E", "-x", "c", os.devnull)
         if listing.returncode:
             raise PlatformError(f"fastvq needs GCC or Clang (set CC): {listing.stderr}")
@@ -211,6 +213,11 @@ class BuildExt(build_ext):
         for level in {e.level for e in self.extensions if e.level}:
             self.mkpath(str(SOURCES / level.name))
         super().copy_extensions_to_source()
+        suffix = self.get_ext_filename("")
+        modules = {os.path.normpath(self.get_ext_fullpath(e.name)) for e in self.extensions}
+        for path in SOURCES.rglob(f"*{suffix}"):
+            if os.path.abspath(path) not in modules:
+                path.unlink()  # of a level or kernel that is no more
         built = os.path.join(self.build_lib, SOURCES, "_build.json")
         self.copy_file(built, str(SOURCES / "_build.json"))
 

@@ -33,8 +33,8 @@ def main(arguments: list[str]) -> None:
     environment.restart_with(environment.wanted(options.peers_level), arguments)
     measured = run(suites, options)
     path = parsed.json or _own_results()
-    if options.quick and parsed.json is None:
-        print("A quick run: nothing is kept.")
+    if (options.quick or options.only or options.peers_only) and parsed.json is None:
+        print("A run of less than everything: nothing is kept.")
         return
 
     from bench import report

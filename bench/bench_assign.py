@@ -89,7 +89,7 @@ def measure(options: Options, suite: str = "assign") -> dict:
     for n_threads in options.threads:
         with timing.thread_limit(n_threads):
             rate, source = ours.multiply_add_peak(n_threads)
-            for case, X, codebook in data.available(SUITES[suite](options)):
+            for case, X, codebook in data.available(SUITES[suite](options), options.only):
                 assigners = contestants(len(X), codebook, n_threads, options)
                 records += measure_case(case, X, codebook, n_threads, options, assigners)
             rate = max(rate, ours.multiply_add_peak(n_threads)[0])
@@ -101,7 +101,7 @@ def measure(options: Options, suite: str = "assign") -> dict:
 def measure_intelex(suite: str, n_threads: int, options: Options) -> list[dict]:
     """scikit-learn-intelex's records, to be called in its own process."""
     records = []
-    for case, X, codebook in data.available(SUITES[suite](options)):
+    for case, X, codebook in data.available(SUITES[suite](options), options.only):
         assigners = {
             intelex.NAME: peers.sklearnex_assigner(codebook),
             "sklearn": peers.sklearn_assigner(codebook),

@@ -211,14 +211,14 @@ def measure(options: Options) -> dict:
     for n_threads in options.threads:
         task = {}
         with timing.thread_limit(n_threads):
-            for case, X, k in data.available(cases(PROBLEMS, options)):
+            for case, X, k in data.available(cases(PROBLEMS, options), options.only):
                 start = same_start(X, k)
                 own = _measure_own(case, X, start, n_threads, options)
                 target = max(each["inertia"] for each in own if each["name"] != GROWING)
                 fits = iterating(X, start, n_threads, options)
                 records += own + race(case, X, fits, target, n_threads, options)
                 task[case] = {"rows": start.rows.tolist(), "target": target}
-            for case, X, k in data.available(cases(SEEDED_PROBLEMS, options)):
+            for case, X, k in data.available(cases(SEEDED_PROBLEMS, options), options.only):
                 records += _measure_seeded(case, X, k, n_threads, options)
         records += intelex.records("fit", n_threads, options, task)
     return {"records": records}
@@ -272,9 +272,11 @@ def race(case, X, fits: dict[str, Iterating], target, n_threads, options) -> lis
             first = timing.first_runs({name: run}, clock=options.clock)[name]
             inertia = answers.inertia(X, first.answer)
             if inertia <= (1 + ROUNDING) * target:
+                runs[name], firsts[name] = run, first
+                found[name] = {"iterations": m, "inertia": inertia, "target": target}
                 break
-        runs[name], firsts[name] = run, first
-        found[name] = {"iterations": m, "inertia": inertia, "target": target}
+        else:
+            missed.append({"name": name, "table": "missed", "above": inertia / target - 1})
     timings = timing.take_turns(
         runs,
         repeats=options.repeats,
@@ -461,8 +463,8 @@ FIXED_ITERATIONS = 10
 
 
 def pytest_generate_tests(metafunc):
-    metafunc.parametrize("name", [*PEERS, CHOSEN], ids=report.test_id)
-    metafunc.parametrize("problem", PROBLEMS, ids=report.test_id)
+    metafunc.parametrize("name", [*PEERS, CHOSEN], ids=report.id_text)
+    metafunc.parametrize("problem", PROBLEMS, ids=report.id_text)
 
 
 @lru_cache(maxsize=1)

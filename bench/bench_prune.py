@@ -19,16 +19,16 @@ NEVER_BELOW = 1 / 1.03
 
 FIT_ITERATIONS = 12
 
-#: (data, k): ratios wanted of a transform and inside a fit
+#: "data, k": ratios wanted of a transform and inside a fit
 CASES = {
-    ("Fashion-MNIST 60k×784", 1024): (2.0, 3.0),
-    ("Fashion-MNIST 60k×784", 4096): (4.0, 6.0),
-    ("power law 50k×384", 1024): (NEVER_BELOW, NEVER_BELOW),
-    ("power law 200k×50", 1024): (NEVER_BELOW, NEVER_BELOW),
-    ("blobs 100k×64", 256): (NEVER_BELOW, NEVER_BELOW),
-    ("white 1M×8", 256): (NEVER_BELOW, NEVER_BELOW),
-    ("white 100k×128", 1024): (NEVER_BELOW, NEVER_BELOW),
-    ("white 20k×768", 1024): (NEVER_BELOW, NEVER_BELOW),
+    "Fashion-MNIST 60k×784, 1024": (2.0, 3.0),
+    "Fashion-MNIST 60k×784, 4096": (4.0, 6.0),
+    "power law 50k×384, 1024": (NEVER_BELOW, NEVER_BELOW),
+    "power law 200k×50, 1024": (NEVER_BELOW, NEVER_BELOW),
+    "blobs 100k×64, 256": (NEVER_BELOW, NEVER_BELOW),
+    "white 1M×8, 256": (NEVER_BELOW, NEVER_BELOW),
+    "white 100k×128, 1024": (NEVER_BELOW, NEVER_BELOW),
+    "white 20k×768, 1024": (NEVER_BELOW, NEVER_BELOW),
 }
 
 SOURCES = {
@@ -44,21 +44,19 @@ SOURCES = {
 
 def measure(options: Options) -> dict:
     records = []
-    cases = {
-        (source, k): lambda source=source, k=k: _case_data(source, k, options)
-        for source, k in CASES
-    }
+    cases = {case: lambda case=case: _case_data(case, options) for case in CASES}
     for n_threads in options.threads:
         with timing.thread_limit(n_threads):
-            for (source, k), X, codebook in data.available(cases):
+            for case, X, codebook in data.available(cases, options.only):
                 for job in JOBS:
-                    records += _measure_case(source, k, job, X, codebook, n_threads, options)
+                    records += _measure_case(case, job, X, codebook, n_threads, options)
     return {"records": records}
 
 
-def _case_data(source, k, options):
+def _case_data(case: str, options: Options):
+    source, k = case.split(", ")
     X = SOURCES[source](options.rows)
-    return X, data.trained_codebook(X, min(k, len(X) // 8))
+    return X, data.trained_codebook(X, min(int(k), len(X) // 8))
 
 
 def transforms(X, codebook, n_threads) -> dict:
@@ -79,7 +77,7 @@ def fits(X, codebook, n_threads) -> dict:
 JOBS = {"transform": transforms, "fit": fits}
 
 
-def _measure_case(source, k, job, X, codebook, n_threads, options) -> list[dict]:
+def _measure_case(case, job, X, codebook, n_threads, options) -> list[dict]:
     timings = timing.take_turns(
         JOBS[job](X, codebook, n_threads),
         repeats=options.repeats,
@@ -89,7 +87,7 @@ def _measure_case(source, k, job, X, codebook, n_threads, options) -> list[dict]
     )
     same = same_answer(timings["plain"].answer, timings["chosen"].answer)
     records = [
-        report.record(f"{source}, {k}, {job}", n_threads, name, each, same=same)
+        report.record(f"{case}, {job}", n_threads, name, each, same=same)
         for name, each in timings.items()
     ]
     report.progress(records)
@@ -103,8 +101,8 @@ def same_answer(plain: np.ndarray, chosen: np.ndarray) -> bool:
 def tables(measured: dict) -> str:
     rows, notes = [], []
     wanted = {
-        f"{source}, {k}, {job}": ratio
-        for (source, k), ratios in CASES.items()
+        f"{case}, {job}": ratio
+        for case, ratios in CASES.items()
         for job, ratio in zip(JOBS, ratios, strict=True)
     }
     for (case, n_threads), by_name in report.by_case(measured["records"]).items():
@@ -134,21 +132,21 @@ def tables(measured: dict) -> str:
 def pytest_generate_tests(metafunc):
     metafunc.parametrize("plan", ["plain", "chosen"])
     metafunc.parametrize("job", JOBS)
-    metafunc.parametrize("source, k", CASES, ids=report.test_id)
+    metafunc.parametrize("case", CASES, ids=report.id_text)
 
 
 @lru_cache(maxsize=1)
-def _cached_data(source, k):
-    return _case_data(source, k, Options())
+def _cached_data(case):
+    return _case_data(case, Options())
 
 
-def test_prune(benchmark, source, k, job, plan, n_threads):
+def test_prune(benchmark, case, job, plan, n_threads):
     import pytest
 
-    benchmark.group = f"prune {source}, {k}, {job}, {report.threads_text(n_threads)}"
+    benchmark.group = f"prune {case}, {job}, {report.threads_text(n_threads)}"
     with timing.thread_limit(n_threads):
         try:
-            X, codebook = _cached_data(source, k)
+            X, codebook = _cached_data(case)
         except data.MissingData as error:
             pytest.skip(str(error))
         runs = JOBS[job](X, codebook, n_threads)

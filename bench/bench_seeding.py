@@ -45,7 +45,7 @@ def measure(options: Options) -> dict:
     cases = {case: lambda make=make: make(options.rows) for case, make in CASES.items()}
     for n_threads in options.threads:
         with timing.thread_limit(n_threads):
-            for case, X, k in data.available(cases):
+            for case, X, k in data.available(cases, options.only):
                 records += _measure_case(case, X, min(k, len(X) // 40), n_threads, options)
     return {"records": records}
 
@@ -98,7 +98,7 @@ def tables(measured: dict) -> str:
 
 def pytest_generate_tests(metafunc):
     metafunc.parametrize("name", ["sklearn", "fastvq"])
-    metafunc.parametrize("case", CASES, ids=report.test_id)
+    metafunc.parametrize("case", CASES, ids=report.id_text)
 
 
 @lru_cache(maxsize=1)

@@ -21,10 +21,15 @@ class MissingData(Exception):
     """A data set's package is not installed; the message says which one."""
 
 
-def available(cases: Mapping[str, Callable[[], tuple]]) -> Iterator[tuple]:
-    """(case, *what it makes) of each case whose data are installed; says once what is not."""
+def available(cases: Mapping[object, Callable[[], tuple]], only: str = "") -> Iterator[tuple]:
+    """(case, *what it makes) of each case whose data are installed; says once what is not.
+
+    `only` selects the cases whose name it is part of.
+    """
     told = set()
     for case, make in cases.items():
+        if only.lower() not in str(case).lower():
+            continue
         try:
             made = make()
         except MissingData as error:

@@ -30,11 +30,12 @@ TRANSFORM_PER_THREAD = 8 * MEGABYTE
 FIT_PER_ROW = 32
 FIT_SHARE_OF_INPUT = 0.25
 
-#: copies of the codebook within the limit: as given, packed, its sums and the new one in a fit
+#: float32 copies of the codebook within the limit. A fit has the start, the packed one, the sums in
+#: float64, the new one, and the one it returns.
 CODEBOOK_COPIES = {"transform": 1, "fit": 6}
 
 FIT_ITERATIONS = 5
-WARM_UP_ROWS = 512
+WARM_UP_ROWS, WARM_UP_CODEWORDS = 512, 8
 
 DTYPES = ("float32", "float64", "float16", "uint8")
 LAYOUTS = ("C", "Fortran", "strided", "memmap")
@@ -68,7 +69,12 @@ def all_cases(options: Options) -> list[Case]:
         cases += [Case(job, *shape) for shape in others]
         if not options.quick:
             cases += [Case(job, *shape, name="sklearn") for shape in [base, *others]]
-    return [case for case in cases if case.name == "sklearn" or not options.peers_only]
+    return [
+        case
+        for case in cases
+        if options.only.lower() in str(case).lower()
+        and (case.name == "sklearn" or not options.peers_only)
+    ]
 
 
 def measure(options: Options) -> dict:
@@ -106,9 +112,11 @@ def main(arguments: list[str]) -> None:
         import sklearn.cluster  # noqa: F401
     with tempfile.TemporaryDirectory() as folder, timing.thread_limit(n_threads):
         X = make_input(case, Path(folder))
-        job, output_bytes = JOBS[case.job](case, n_threads, X)
-        job(X[:WARM_UP_ROWS])
-        print(growth_of(lambda: job(X)) - output_bytes)
+        job = JOBS[case.job]
+        few = case._replace(k=WARM_UP_CODEWORDS)
+        job(few, n_threads, X)(X[:WARM_UP_ROWS])
+        run = job(case, n_threads, X)
+        print(growth_of(lambda: run(X)) - output_bytes(case))
 
 
 def make_input(case: Case, folder: Path) -> np.ndarray:
@@ -130,26 +138,32 @@ def make_input(case: Case, folder: Path) -> np.ndarray:
 
 
 def _transform(case: Case, n_threads: int, X):
-    codebook = X[np.random.default_rng(0).choice(case.n, case.k, replace=False)].astype(np.float32)
+    codebook = _some_rows(case, X)
     if case.name == "sklearn":
-        return peers.sklearn_assigner(codebook), 4 * case.n
-    bytes_a_code = np.min_scalar_type(case.k - 1).itemsize
-    return ours.quantizer(codebook, n_threads).transform, bytes_a_code * case.n
+        return peers.sklearn_assigner(codebook)
+    return ours.quantizer(codebook, n_threads).transform
 
 
 def _fit(case: Case, n_threads: int, X):
-    start = X[np.random.default_rng(0).choice(case.n, case.k, replace=False)].astype(np.float32)
-
-    def fit(X):
-        few = start[: len(X) // 2] if len(X) == WARM_UP_ROWS else start
-        if case.name == "sklearn":
-            return peers.sklearn_fit(X, few, algorithm="lloyd", max_iter=FIT_ITERATIONS)
-        return ours.fit(X, few, n_threads=n_threads, max_iter=FIT_ITERATIONS)
-
-    return fit, 4 * case.k * case.d
+    start = _some_rows(case, X)
+    if case.name == "sklearn":
+        return lambda X: peers.sklearn_fit(X, start, algorithm="lloyd", max_iter=FIT_ITERATIONS)
+    return lambda X: ours.fit(X, start, n_threads=n_threads, max_iter=FIT_ITERATIONS)
 
 
 JOBS = {"transform": _transform, "fit": _fit}
+
+
+def _some_rows(case: Case, X) -> np.ndarray:
+    rows = np.random.default_rng(0).choice(case.n, case.k, replace=False)
+    return X[rows].astype(np.float32)
+
+
+def output_bytes(case: Case) -> int:
+    if case.job == "fit":
+        return 4 * case.k * case.d
+    a_code = 4 if case.name == "sklearn" else np.min_scalar_type(case.k - 1).itemsize
+    return a_code * case.n
 
 
 def growth_of(run) -> int:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from bench import environment
 
+WORDS = ("clock", "only", "peers-level")
+
 SUITES = ("assign", "structured", "seeding", "prune", "fit", "memory", "import")
 
 
@@ -25,6 +27,8 @@ class Options:
         Leave fastvq out: for a checkout without built kernels.
     peers_level : {"best", "avx2"}
         "avx2" holds the peers to AVX2 and fastvq to its x86_64_v3 level.
+    only : str
+        Part of the names of the cases to be measured; "" for all.
     clock : {"wall", "cpu"}
         "cpu" counts the process's own time, which other processes disturb less; one thread only.
     """
@@ -33,6 +37,7 @@ class Options:
     quick: bool = False
     peers_only: bool = False
     peers_level: str = "best"
+    only: str = ""
     clock: str = "wall"
 
     @property
@@ -50,7 +55,7 @@ class Options:
 
     def as_arguments(self) -> list[str]:
         """Words of the command line for another process; the thread counts apart."""
-        flags = [f"--clock={self.clock}", f"--peers-level={self.peers_level}"]
+        flags = [f"--{name}={getattr(self, name.replace('-', '_'))}" for name in WORDS]
         flags += ["--quick"] if self.quick else []
         return flags + (["--peers-only"] if self.peers_only else [])
 
@@ -75,6 +80,9 @@ def parser() -> argparse.ArgumentParser:
         help=f"thread counts, as 1,2 (by default 1 and all cores, here {cores}; in a quick run 1)",
     )
     made.add_argument("--quick", action="store_true", help="reduced sizes; nothing is kept")
+    made.add_argument(
+        "--only", default="", metavar="TEXT", help="only cases with this in their name; not kept"
+    )
     made.add_argument("--peers-only", action="store_true", help="leave fastvq out")
     made.add_argument(
         "--peers-level",
@@ -114,5 +122,6 @@ def options_of(parsed: argparse.Namespace) -> Options:
         quick=parsed.quick,
         peers_only=parsed.peers_only,
         peers_level=parsed.peers_level,
+        only=parsed.only,
         clock=parsed.clock,
     )

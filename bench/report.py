@@ -65,7 +65,7 @@ def count_text(n: int) -> str:
     return str(n)
 
 
-def test_id(name: object) -> str:
+def id_text(name: object) -> str:
     """A case's name for pytest: plain ASCII, so that -k can select it."""
     return "".join(letter if letter.isalnum() else "-" for letter in str(name).replace("×", "x"))
 

@@ -3,8 +3,7 @@
 In order: the argument `n_threads`, what `set_num_threads` was given, the environment variable
 FASTVQ_NUM_THREADS, and OpenMP's own maximum, which OMP_NUM_THREADS and threadpoolctl set. The last
 one is capped by the CPUs that this process may use (its affinity mask and the CPU quotas of its
-cgroups), because OpenMP does not see quotas and threads that wait for one another's share of a
-quota are slower than one thread. A number that a caller states is taken as it stands.
+cgroups): OpenMP does not see the quotas. A number that a caller states is taken as it stands.
 
 One thread always: inside a parallel region, in a build without OpenMP, and in a forked child.
 GCC's OpenMP library keeps its pool of threads across a fork, but the threads themselves do not

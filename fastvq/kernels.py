@@ -9,6 +9,7 @@ NaN, infinity and values too large to square are found while packing and raise V
 """
 
 import math
+from threading import Lock
 from time import perf_counter
 
 import numpy as np
@@ -43,6 +44,7 @@ _UNSCALED = {np.dtype(np.float32): 30, np.dtype(np.float64): 200}
 
 # A kernel call holds Ctrl-C back: at most this many multiply-adds, some 0.02-0.2 s.
 _CALL_WORK = 2_000_000_000
+_CALL_ROWS = 1 << 20  # and rows, of which a call may keep a byte each
 # Below this many a second thread costs more than it brings (waking one takes about 5 us).
 _THREAD_WORK = 400_000
 # The expanded value pays from this many features on; below, differences are as cheap.
@@ -56,7 +58,7 @@ _GEOMETRY_SAMPLE = 32
 
 
 class Prepared:
-    """A codebook as the kernels want it: made once by :func:`prepare`, never changed after.
+    """A codebook as the kernels want it: made once by :func:`prepare`; threads may share it.
 
     Attributes
     ----------
@@ -65,11 +67,10 @@ class Prepared:
     shift : (d,) centre of the scaled codebook, subtracted from rows for the expanded values
     panels : the centred codebook packed for the tile, or None where differences serve better
     radius : largest distance of a codeword to the centre
-    screen : fastvq._screen.Screen or None
     rounding : what rounding can add to an expanded and a direct value, relative to (|x| + R)^2
     """
 
-    __slots__ = ("codebook", "panels", "radius", "rounding", "scale", "screen", "shift")
+    __slots__ = ("codebook", "panels", "radius", "rounding", "scale", "shift", "_lock", "_screen", "_screen_wanted")
 
     def __init__(self, codebook, screen=False):
         codebook = np.ascontiguousarray(codebook)
@@ -81,7 +82,7 @@ class Prepared:
         n_codewords, n_features = codebook.shape
         if n_features >= EXPAND_FEATURES and n_codewords > 1:
             self._expand(codebook)
-        self.screen = self._screened() if screen else None
+        self._screen, self._screen_wanted, self._lock = None, screen, Lock()
 
     @property
     def n_codewords(self):
@@ -101,15 +102,20 @@ class Prepared:
         self.rounding = np.finfo(dtype).eps / 2 * (n_features + 8)
         if 12 * self.rounding * self.radius**2 > _EXPAND_DOUBT * self._separation(unscaled):
             return
+        per_group = load("assign").panel_codewords(n_features)
         centred *= -2
-        self.panels = pack_panels(centred, norms, load("assign").panel_codewords(n_features))
+        self.panels = pack_panels(centred, norms, per_group)
 
-    def _screened(self):
-        """What screening needs, or None where it cannot pay or is not to be had."""
-        if self.scale != 1 or not _screen.suits(self.codebook):
-            return None
-        directions = _screen.Directions(self.codebook)
-        return _screen.Screen(self.codebook, directions) if directions.worth_trying else None
+    def screen(self):
+        """What screening needs, made at its first use; None where it is not wanted or no use."""
+        with self._lock:
+            if self._screen_wanted:
+                self._screen_wanted = False
+                if self.scale == 1 and _screen.suits(self.codebook):
+                    directions = _screen.Directions(self.codebook)
+                    if directions.worth_trying:
+                        self._screen = _screen.Screen(self.codebook, directions)
+        return self._screen
 
     def _separation(self, unscaled):
         """Median squared distance of a codeword to its nearest neighbour, from a sample."""
@@ -129,14 +135,14 @@ def prepare(codebook, *, screen=False):
     ----------
     codebook : ndarray of shape (k, d), float32 or float64
     screen : bool
-        Also prepare screening by leading coordinates, with which :func:`assign` skips most of the
-        arithmetic on data whose variance lies in few directions. Costs about as much as assigning
-        a few hundred rows; left out where it cannot pay.
+        Whether :func:`assign` may try screening by leading coordinates on large inputs, which
+        skips most of the arithmetic where variance lies in few directions. What that needs is
+        made at its first use and costs about as much as assigning a few hundred rows.
 
     Returns
     -------
     Prepared
-        To be passed in place of the codebook. Immutable; threads may share it.
+        To be passed in place of the codebook. Threads may share it.
     """
     if isinstance(codebook, Prepared):
         return codebook
@@ -187,10 +193,9 @@ def assign(X, codebook, *, rows=None, codes=None, others=None, n_threads=None):
     threads = thread_count(n_threads, source.n * book.codebook.size)
     plain = _Plain(source, book, codes, others, threads)
     done = 0
-    if book.screen is not None and others is None:
-        screened = _Screened(source, book, book.screen, None, None, codes, None, threads)
-        if source.n * book.codebook.size >= _TRIAL_WORK:
-            done, plain = _quicker(plain, screened)
+    if source.n * book.codebook.size >= _TRIAL_WORK and others is None and book.screen():
+        screened = _Screened(source, book, book.screen(), None, None, codes, None, threads)
+        done, plain = _quicker(plain, screened)
     plain.run(done, source.n)
     if others is not None and book.scale != 1:
         others[:] = _unscaled(others, book)
@@ -263,7 +268,9 @@ class _Plain:
     def __init__(self, source, book, codes, others, threads):
         self.source, self.book, self.codes, self.threads = source, book, codes, threads
         self.others = others
-        self._workspace = _workspace("assign", book.codebook.shape[1], book.dtype, threads)
+        room_for = 0 if book.panels is None else book.n_codewords
+        d = book.codebook.shape[1]
+        self._workspace = _workspace("assign", d, book.dtype, threads, room_for)
 
     def run(self, first, last):
         for start, stop in _calls(last - first, self.book.codebook.size):
@@ -670,7 +677,7 @@ def _two(source, book, start, stop, codes, nearest, threads):
 
 def _calls(n, work, multiple=1):
     """Slices of n rows, each of `work` multiply-adds, that one call may take."""
-    step = max(1024, _CALL_WORK // max(work, 1) // multiple * multiple)
+    step = min(max(1024, _CALL_WORK // max(work, 1) // multiple * multiple), _CALL_ROWS)
     return [(start, min(start + step, n)) for start in range(0, n, step)]
 
 
@@ -679,8 +686,9 @@ def thread_count(n_threads, work=math.inf):
     return int(max(1, min(_threads.effective(n_threads), work // _THREAD_WORK)))
 
 
-def _workspace(kernel, d, dtype, threads):
-    return _aligned((threads, load(kernel).workspace_bytes(d, dtype.itemsize)), np.dtype(np.uint8))
+def _workspace(kernel, d, dtype, threads, *sizes):
+    size = load(kernel).workspace_bytes(d, dtype.itemsize, *sizes)
+    return _aligned((threads, size), np.dtype(np.uint8))
 
 
 def _aligned(shape, dtype):

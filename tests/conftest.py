@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ CHECKOUT = Path(__file__).parent.parent
 
 # `python -m pytest` puts the checkout first on the path. Unless it was built in place, its fastvq
 # has no kernels, and what is to be tested is the installed one.
-if not any((CHECKOUT / "fastvq" / "_kernels").glob("_cpu.*.so")):
+if not any((CHECKOUT / "fastvq" / "_kernels").glob(f"_cpu{EXTENSION_SUFFIXES[0]}")):
     sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != CHECKOUT]
 
 

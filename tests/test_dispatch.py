@@ -4,6 +4,7 @@ import json
 import platform
 import shutil
 import subprocess
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -101,6 +102,16 @@ def test_level_that_is_not_installed(run_python, tmp_path):
         ]
     else:
         assert "ImportError" in free.stderr
+
+
+def test_modules_of_another_python_do_not_count(tmp_path, monkeypatch):
+    monkeypatch.setattr(_kernels, "_HERE", tmp_path)
+    for level in LEVELS:
+        (tmp_path / level.name).mkdir()
+        (tmp_path / level.name / "assign.cpython-36m-x86_64-linux-gnu.so").touch()
+    assert _kernels.levels_built() == ()
+    (tmp_path / LEVELS[0].name / f"assign{EXTENSION_SUFFIXES[0]}").touch()
+    assert _kernels.levels_built() == (LEVELS[0].name,)
 
 
 def test_source_tree_without_kernels_says_what_to_do(run_python, tmp_path):

@@ -26,11 +26,13 @@ FLOORS = {
     "images": set(),
     "container": {"_validation"},
     "_threads": {"_kernels"},
+    "_panels": set(),
+    "_screen": {"_kernels", "_panels"},
     "_config": {"fastvq", "_kernels", "_threads"},
-    "kernels": {"_kernels", "_threads", "_validation"},
+    "kernels": {"_kernels", "_panels", "_screen", "_threads", "_validation"},
 }
 BASE = {"_validation", "_threads", "_kernels", "_progress", "kernels", "container"}
-FLOORS["vq"] = BASE
+FLOORS["vq"] = BASE | {"_screen"}
 FLOORS["runtime"] = BASE - {"_progress"}
 FLOORS["compress"] = BASE | {"vq", "runtime"}
 FLOORS["neural"] = FLOORS["distributed"] = BASE | {"vq", "compress"}

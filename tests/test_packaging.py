@@ -3,6 +3,7 @@
 The build is tested on a small tree: the project's own build files with one kernel of a few lines.
 """
 
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -67,8 +68,11 @@ def test_public_names():
 
 
 def test_version_is_the_installed_one():
-    metadata = importlib.metadata
-    assert metadata.version("fastvq") == fastvq.__version__
+    try:
+        installed = importlib.metadata.version("fastvq")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("needs fastvq installed, not only built in place")
+    assert installed == fastvq.__version__
 
 
 def test_package_is_typed():

@@ -60,9 +60,8 @@ def load(kernel):
 
 
 def _is_built(level):
-    # A module of another Python version, left by an earlier build in place, does not count.
-    directory = _HERE / level.name
-    return any(path.name.endswith(tuple(EXTENSION_SUFFIXES)) for path in directory.glob("*"))
+    # The first suffix is that of this Python version alone: others' modules do not count.
+    return any((_HERE / level.name).glob(f"*{EXTENSION_SUFFIXES[0]}"))
 
 
 def _choose(forced):

@@ -19,14 +19,15 @@ cdef extern from "tile.h" nogil:
         NARROW_CODEWORDS
         WIDE_CODEWORDS
         MOST_ROWS
+        PART_FEATURES
     Py_ssize_t f32_block_rows(Py_ssize_t)
     Py_ssize_t f64_block_rows(Py_ssize_t)
-    void f32_centre(float *, Py_ssize_t, float, const float *, float *)
-    void f64_centre(double *, Py_ssize_t, double, const double *, double *)
+    void f32_centre(const float *, Py_ssize_t, float, const float *, float *, float *)
+    void f64_centre(const double *, Py_ssize_t, double, const double *, double *, double *)
     void f32_expand(const float *, const float *, Py_ssize_t, Py_ssize_t, float *, float *,
-                    int32_t *)
+                    float *, int32_t *)
     void f64_expand(const double *, const double *, Py_ssize_t, Py_ssize_t, double *, double *,
-                    int32_t *)
+                    double *, int32_t *)
     void f32_direct(const float *, const float *, Py_ssize_t, Py_ssize_t, float *, int32_t *)
     void f64_direct(const double *, const double *, Py_ssize_t, Py_ssize_t, double *, int32_t *)
     void f32_direct_two(const float *, const float *, Py_ssize_t, Py_ssize_t, float *, float *,
@@ -36,6 +37,7 @@ cdef extern from "tile.h" nogil:
 
 cdef enum:
     TASK_BLOCKS = 32  # blocks in a unit of work that a thread takes
+    MOST_IN_PARTS = 16384  # codewords: their sums are scratch memory, 4 MB at most
 
 
 def panel_codewords(Py_ssize_t d):
@@ -43,10 +45,22 @@ def panel_codewords(Py_ssize_t d):
     return NARROW_CODEWORDS if d <= NARROW_FEATURES else WIDE_CODEWORDS
 
 
-def workspace_bytes(Py_ssize_t d, int itemsize):
-    """Scratch memory of one thread: a packed block."""
-    cdef Py_ssize_t rows = block_rows(d, itemsize)
-    return (rows * d * itemsize + 63) // 64 * 64
+def workspace_bytes(Py_ssize_t d, int itemsize, Py_ssize_t k=0):
+    """Scratch memory of one thread: a packed block and, for assign_expanded with k codewords, a
+    sum for each row of it and codeword where sums are taken in parts."""
+    cdef Py_ssize_t rows = block_rows(d, itemsize), values = rounded(rows * d)
+    if in_parts(d, k):
+        values += rows * (k + WIDE_CODEWORDS)
+    return (values * itemsize + 63) // 64 * 64
+
+
+cdef inline bint in_parts(Py_ssize_t d, Py_ssize_t k) noexcept nogil:
+    return d > PART_FEATURES and 0 < k <= MOST_IN_PARTS
+
+
+cdef inline Py_ssize_t rounded(Py_ssize_t values) noexcept nogil:
+    """So many values that what follows is aligned again."""
+    return (values + 15) // 16 * 16
 
 
 cdef inline Py_ssize_t block_rows(Py_ssize_t d, int itemsize) noexcept nogil:
@@ -115,6 +129,7 @@ cdef int expand_task(
     cdef real norm[MOST_ROWS]
     cdef real margin[MOST_ROWS]
     cdef int32_t code[MOST_ROWS]
+    cdef real *partial = block + rounded(width * d) if in_parts(d, n_codewords) else NULL
     cdef real of_codebook = <real> (radius * radius * 4 * rounding)
     cdef real of_norm = <real> (1.001 * 4 * rounding)
     cdef int bad = 0
@@ -124,11 +139,11 @@ cdef int expand_task(
         count = min(width, stop - first)
         pack_block(rows, first, count, width, block)
         if real is float:
-            f32_centre(block, d, scale, shift, norm)
-            f32_expand(block, panels, groups, d, best, second, code)
+            f32_centre(block, d, scale, shift, block, norm)
+            f32_expand(block, panels, groups, d, partial, best, second, code)
         else:
-            f64_centre(block, d, scale, shift, norm)
-            f64_expand(block, panels, groups, d, best, second, code)
+            f64_centre(block, d, scale, shift, block, norm)
+            f64_expand(block, panels, groups, d, partial, best, second, code)
         put_codes(codes, place, code, count)
         bad |= out_of_range(norm, count)
         for r in range(count):

@@ -159,4 +159,20 @@ INLINE uint32_t f32_below(f32_lanes a, f32_lanes b)
 #endif
 }
 
+INLINE uint32_t f64_below(f64_lanes a, f64_lanes b)
+{
+#if defined(__AVX512F__)
+    return _mm512_cmp_pd_mask((__m512d)a, (__m512d)b, _CMP_LT_OQ);
+#elif defined(__AVX__)
+    return (uint32_t)_mm256_movemask_pd(_mm256_cmp_pd((__m256d)a, (__m256d)b, _CMP_LT_OQ));
+#elif defined(__SSE2__)
+    return (uint32_t)_mm_movemask_pd(_mm_cmplt_pd((__m128d)a, (__m128d)b));
+#else
+    i64_lanes less = a < b;
+    uint32_t bits = 0;
+    for (int lane = 0; lane < F64_LANES; lane++) bits |= (uint32_t)(less[lane] & 1) << lane;
+    return bits;
+#endif
+}
+
 #endif

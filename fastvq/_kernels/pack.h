@@ -2,8 +2,7 @@
  * for float.
  *
  * Element by element this takes about three cycles each, a tenth of assignment at d = 64, k = 256;
- * four rows by four features at a time, in registers, a third of one. Few features get a loop
- * whose length the compiler knows.
+ * four rows by four features at a time, in registers, a third of one.
  */
 #ifndef FASTVQ_PACK_H
 #define FASTVQ_PACK_H
@@ -14,19 +13,39 @@
 
 typedef float f32_four __attribute__((vector_size(16), aligned(4)));
 
-INLINE void f32_transpose_few(const float *rows, ptrdiff_t step, ptrdiff_t n, ptrdiff_t d,
-                              float *out)
+/* Rows of one, two and three features, one after another: four rows at a time. */
+INLINE void f32_unzip_two(const float *rows, ptrdiff_t n, float *out)
 {
-    for (ptrdiff_t r = 0; r < n; r++)
-        UNROLL for (ptrdiff_t f = 0; f < d; f++) out[f * n + r] = rows[r * step + f];
+    for (ptrdiff_t r = 0; r < n; r += 4, rows += 8, out += 4) {
+        f32_four a = *(const f32_four *)rows, b = *(const f32_four *)(rows + 4);
+        *(f32_four *)out = SHUFFLE(a, b, 0, 2, 4, 6);
+        *(f32_four *)(out + n) = SHUFFLE(a, b, 1, 3, 5, 7);
+    }
 }
 
-static __attribute__((unused)) void f32_transpose(const float *rows, ptrdiff_t step, ptrdiff_t n, ptrdiff_t d, float *out)
+INLINE void f32_unzip_three(const float *rows, ptrdiff_t n, float *out)
 {
-    switch (d) {
-    case 1: f32_transpose_few(rows, step, n, 1, out); return;
-    case 2: f32_transpose_few(rows, step, n, 2, out); return;
-    case 3: f32_transpose_few(rows, step, n, 3, out); return;
+    for (ptrdiff_t r = 0; r < n; r += 4, rows += 12, out += 4) {
+        f32_four a = *(const f32_four *)rows, b = *(const f32_four *)(rows + 4);
+        f32_four c = *(const f32_four *)(rows + 8);
+        f32_four x = SHUFFLE(a, b, 0, 3, 6, 6), y = SHUFFLE(a, b, 1, 4, 7, 7);
+        f32_four z = SHUFFLE(a, b, 2, 5, 5, 5);
+        *(f32_four *)out = SHUFFLE(x, c, 0, 1, 2, 5);
+        *(f32_four *)(out + n) = SHUFFLE(y, c, 0, 1, 2, 6);
+        *(f32_four *)(out + 2 * n) = SHUFFLE(z, c, 0, 1, 4, 7);
+    }
+}
+
+static __attribute__((unused)) void f32_transpose(const float *rows, ptrdiff_t step, ptrdiff_t n,
+                                                  ptrdiff_t d, float *out)
+{
+    if (d == step && d == 2) {
+        f32_unzip_two(rows, n, out);
+        return;
+    }
+    if (d == step && d == 3) {
+        f32_unzip_three(rows, n, out);
+        return;
     }
     ptrdiff_t f = 0;
     for (; f + 4 <= d; f += 4)

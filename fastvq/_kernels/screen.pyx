@@ -29,7 +29,7 @@ cdef extern from "screen.h" nogil:
         SCREEN_ROWS
         WIDE_CODEWORDS
     void f32_wide_products(const float *, const float *, Py_ssize_t, Py_ssize_t, float *)
-    void f32_wide_centre(float *, Py_ssize_t, float, const float *, float *)
+    void f32_wide_centre(const float *, Py_ssize_t, float, const float *, float *, float *)
     void screen_smallest(const float *, Py_ssize_t, int32_t *)
     uint64_t screen_below(const float *, const float *)
     int lowest_bit(uint64_t)
@@ -142,7 +142,7 @@ cdef void project_block(
     cdef double rest
     cdef float z
     pack_block(rows, start, count, SCREEN_ROWS, scratch.packed)
-    f32_wide_centre(scratch.packed, d, 1, plan.shift, norm)
+    f32_wide_centre(scratch.packed, d, 1, plan.shift, scratch.packed, norm)
     f32_wide_products(scratch.packed, plan.basis, groups, d, scratch.products)
     for r in range(count):
         rest = norm[r]

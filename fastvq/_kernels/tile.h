@@ -22,6 +22,10 @@
 
 enum { NARROW_FEATURES = 16 };
 
+/* Sums of many features are taken in parts of so many, so that a part of the rows stays in the
+ * first-level cache while all codewords pass by. */
+enum { PART_FEATURES = 256 };
+
 #if LANE_REGISTERS == 32
 #define WIDE_VECTORS 3
 #define WIDE_CODEWORDS 8

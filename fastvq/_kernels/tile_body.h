@@ -8,13 +8,10 @@
  */
 #define ROWS (VECTORS * LANE_COUNT)
 
-/* values[c][v] = start[c] + rows . factors[c]: the loop in which the time goes. */
-INLINE void NAME(multiply)(const REAL *rows, const REAL *group, ptrdiff_t d,
+/* values[c][v] += rows . factors[c]: the loop in which the time goes. */
+INLINE void NAME(multiply)(const REAL *rows, const REAL *factor, ptrdiff_t d,
                            LANES values[CODEWORDS][VECTORS])
 {
-    UNROLL for (int c = 0; c < CODEWORDS; c++)
-        UNROLL for (int v = 0; v < VECTORS; v++) values[c][v] = (LANES){0} + group[c];
-    const REAL *factor = group + CODEWORDS;
 #define STEP                                                                                    \
     {                                                                                           \
         LANES x[VECTORS];                                                                       \
@@ -76,47 +73,91 @@ INLINE void NAME(put)(const LANES values[VECTORS], REAL *out)
 
 INLINE void NAME(put_codes)(const INTS index[VECTORS], int32_t *codes)
 {
-    for (int v = 0; v < VECTORS; v++)
+    for (int v = 0; v < VECTORS; v++) {
+        if (sizeof(REAL) == sizeof(int32_t)) {
+            __builtin_memcpy(codes + v * LANE_COUNT, &index[v], LANE_BYTES);
+            continue;
+        }
         for (int lane = 0; lane < LANE_COUNT; lane++)
             codes[v * LANE_COUNT + lane] = (int32_t)index[v][lane];
+    }
 }
 
-/* Centre a packed block, row * scale - shift, and take the squared norms of its rows. */
-INLINE void NAME(centre)(REAL *rows, ptrdiff_t d, REAL scale, const REAL *shift, REAL *norms)
+/* A packed block centred, row * scale - shift, and the squared norms of its rows then. */
+INLINE void NAME(centre)(const REAL *rows, ptrdiff_t d, REAL scale, const REAL *shift,
+                         REAL *centred, REAL *norms)
 {
     LANES sums[VECTORS];
     UNROLL for (int v = 0; v < VECTORS; v++) sums[v] = (LANES){0};
-    for (ptrdiff_t f = 0; f < d; f++, rows += ROWS)
+    for (ptrdiff_t f = 0; f < d; f++, rows += ROWS, centred += ROWS)
         UNROLL for (int v = 0; v < VECTORS; v++)
         {
-            LANES x = ((LANES *)rows)[v] * scale - shift[f];
-            ((LANES *)rows)[v] = x;
+            LANES x = ((const LANES *)rows)[v] * scale - shift[f];
+            ((LANES *)centred)[v] = x;
             sums[v] += x * x;
         }
     NAME(put)(sums, norms);
 }
 
+INLINE void NAME(start)(const REAL *group, LANES values[CODEWORDS][VECTORS])
+{
+    UNROLL for (int c = 0; c < CODEWORDS; c++)
+        UNROLL for (int v = 0; v < VECTORS; v++) values[c][v] = (LANES){0} + group[c];
+}
+
 INLINE void NAME(expand_)(const REAL *rows, const REAL *panels, ptrdiff_t groups, ptrdiff_t d,
-                          REAL *best_out, REAL *second_out, int32_t *codes)
+                          REAL *partial, REAL *best_out, REAL *second_out, int32_t *codes)
 {
     LANES best[VECTORS], second[VECTORS];
-    INTS index[VECTORS], candidate = {0};
+    INTS index[VECTORS];
+    ptrdiff_t done = 0;
+    for (; partial && d - done > PART_FEATURES + PART_FEATURES / 2; done += PART_FEATURES) {
+        const REAL *group = panels;
+        LANES *sums = (LANES *)partial;
+        for (ptrdiff_t g = 0; g < groups; g++, group += CODEWORDS * (d + 1)) {
+            LANES values[CODEWORDS][VECTORS];
+            if (done == 0)
+                NAME(start)(group, values);
+            else
+                UNROLL for (int c = 0; c < CODEWORDS; c++)
+                    UNROLL for (int v = 0; v < VECTORS; v++)
+                        values[c][v] = sums[c * VECTORS + v];
+            NAME(multiply)(rows + done * ROWS, group + CODEWORDS * (1 + done), PART_FEATURES, values);
+            UNROLL for (int c = 0; c < CODEWORDS; c++)
+                UNROLL for (int v = 0; v < VECTORS; v++) *sums++ = values[c][v];
+        }
+    }
     UNROLL for (int v = 0; v < VECTORS; v++)
     {
         best[v] = second[v] = (LANES){0} + (REAL)__builtin_inf();
         index[v] = (INTS){0};
     }
+    const LANES *sums = (const LANES *)partial;
     for (ptrdiff_t g = 0; g < groups; g++, panels += CODEWORDS * (d + 1)) {
         LANES values[CODEWORDS][VECTORS];
-        NAME(multiply)(rows, panels, d, values);
+        if (done == 0)
+            NAME(start)(panels, values);
+        else
+            UNROLL for (int c = 0; c < CODEWORDS; c++)
+                UNROLL for (int v = 0; v < VECTORS; v++) values[c][v] = *sums++;
+        NAME(multiply)(rows + done * ROWS, panels + CODEWORDS * (1 + done), d - done, values);
+        INTS candidate = (INTS){0} + (int32_t)(g * CODEWORDS);
         /* Vectors outside: what belongs to one of them stays in registers meanwhile. */
         UNROLL for (int v = 0; v < VECTORS; v++)
+        {
+            /* Later codewords seldom are among the two best of any row: look at the least of a
+             * group first. With few features that look is as long as what it saves. */
+            if (LOOK_FIRST) {
+                LANES least = values[0][v];
+                UNROLL for (int c = 1; c < CODEWORDS; c++) least = TYPED(min)(least, values[c][v]);
+                if (!TYPED(below)(least, second[v])) continue;
+            }
             UNROLL for (int c = 0; c < CODEWORDS; c++)
             {
                 second[v] = TYPED(min)(second[v], TYPED(max)(best[v], values[c][v]));
                 TYPED(keep_nearest)(values[c][v], candidate + c, &best[v], &index[v]);
             }
-        candidate += CODEWORDS;
+        }
     }
     NAME(put)(best, best_out);
     NAME(put)(second, second_out);
@@ -155,13 +196,13 @@ INLINE void NAME(direct_)(const REAL *rows, const REAL *codebook, ptrdiff_t k, p
 
 /* Best and second-best value of every row and the code of the best. */
 static void NAME(expand)(const REAL *rows, const REAL *panels, ptrdiff_t groups, ptrdiff_t d,
-                         REAL *best, REAL *second, int32_t *codes)
+                         REAL *partial, REAL *best, REAL *second, int32_t *codes)
 {
     switch (d) {
-#define CASE(D) case D: NAME(expand_)(rows, panels, groups, D, best, second, codes); return;
+#define CASE(D) case D: NAME(expand_)(rows, panels, groups, D, partial, best, second, codes); return;
         EACH_SIZE(CASE)
 #undef CASE
-    default: NAME(expand_)(rows, panels, groups, d, best, second, codes);
+    default: NAME(expand_)(rows, panels, groups, d, partial, best, second, codes);
     }
 }
 
@@ -184,7 +225,8 @@ static __attribute__((unused)) void NAME(products)(const REAL *rows, const REAL 
 {
     for (ptrdiff_t g = 0; g < groups; g++, panels += CODEWORDS * (d + 1)) {
         LANES values[CODEWORDS][VECTORS];
-        NAME(multiply)(rows, panels, d, values);
+        NAME(start)(panels, values);
+        NAME(multiply)(rows, panels + CODEWORDS, d, values);
         UNROLL for (int c = 0; c < CODEWORDS; c++)
             UNROLL for (int v = 0; v < VECTORS; v++, out += LANE_COUNT)
                 *(LANES *)out = values[c][v];

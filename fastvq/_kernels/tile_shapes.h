@@ -4,6 +4,7 @@
 #define CODEWORDS NARROW_CODEWORDS
 #define DIRECT NARROW_DIRECT
 #define NAME(name) TYPED(JOIN(narrow_, name))
+#define LOOK_FIRST 0
 #ifdef TYPED_NARROW_CASES
 #define SIZES
 #endif
@@ -12,17 +13,20 @@
 #undef CODEWORDS
 #undef DIRECT
 #undef NAME
+#undef LOOK_FIRST
 #undef SIZES
 
 #define VECTORS WIDE_VECTORS
 #define CODEWORDS WIDE_CODEWORDS
 #define DIRECT WIDE_CODEWORDS
 #define NAME(name) TYPED(JOIN(wide_, name))
+#define LOOK_FIRST 1
 #include "tile_body.h"
 #undef VECTORS
 #undef CODEWORDS
 #undef DIRECT
 #undef NAME
+#undef LOOK_FIRST
 
 /* The shape that goes with d. Everything above is reached through these. */
 
@@ -37,15 +41,18 @@ INLINE ptrdiff_t TYPED(block_rows)(ptrdiff_t d)
     else                                                                                        \
         TYPED(wide_##name)(__VA_ARGS__);
 
-INLINE void TYPED(centre)(REAL *rows, ptrdiff_t d, REAL scale, const REAL *shift, REAL *norms)
+INLINE void TYPED(centre)(const REAL *rows, ptrdiff_t d, REAL scale, const REAL *shift,
+                          REAL *centred, REAL *norms)
 {
-    BY_SHAPE(centre, rows, d, scale, shift, norms)
+    BY_SHAPE(centre, rows, d, scale, shift, centred, norms)
 }
 
+/* Values of the best and the second best codeword of every row, and the code of the best. partial:
+ * room for a sum for each row and codeword, or NULL not to take sums in parts. */
 INLINE void TYPED(expand)(const REAL *rows, const REAL *panels, ptrdiff_t groups, ptrdiff_t d,
-                          REAL *best, REAL *second, int32_t *codes)
+                          REAL *partial, REAL *best, REAL *second, int32_t *codes)
 {
-    BY_SHAPE(expand, rows, panels, groups, d, best, second, codes)
+    BY_SHAPE(expand, rows, panels, groups, d, partial, best, second, codes)
 }
 
 INLINE void TYPED(direct)(const REAL *rows, const REAL *codebook, ptrdiff_t k, ptrdiff_t d,

@@ -57,7 +57,7 @@ def rows_of(X, rows=None, weight=None, *, metric, dtype, codebook=None, n_thread
         return ScaledRows(X, rows, weight, exponent=exponent, n_threads=n_threads)
     if X.dtype == np.float64 or exponent:
         dtype = np.float64
-    return Rows(X, rows, weight, dtype=dtype, n_threads=n_threads)
+    return Rows(X, rows, weight, dtype=dtype, ordinary=True, n_threads=n_threads)
 
 
 def ordered_sum(values, weight=None):
@@ -92,16 +92,19 @@ class Rows:
         A weight for each of *these* rows.
     dtype : float32 or float64
         What codewords and distances are computed in.
+    ordinary : bool
+        Whether the largest value is known to be one whose square fits the dtype.
     n_threads : int, optional
     """
 
     plain = True  # the kernels see the rows of X as they are
 
-    def __init__(self, X, rows=None, weight=None, *, dtype, n_threads=None):
+    def __init__(self, X, rows=None, weight=None, *, dtype, ordinary=False, n_threads=None):
         self.X = X
         self.rows = rows
         self.weight = weight
         self.dtype = np.dtype(dtype)
+        self.ordinary = ordinary
         self.n_threads = n_threads
 
     def __len__(self):
@@ -168,8 +171,12 @@ class Rows:
 
         `others` is filled with lower bounds of the squared distances to all others.
         """
+        book = self._comparable(codebook)
+        if others is not None and others.dtype != book.dtype:
+            others.fill(0)
+            others = None
         return kernels.assign(
-            self.X, codebook, rows=self.rows, codes=codes, others=others, n_threads=self.n_threads
+            self.X, book, rows=self.rows, codes=codes, others=others, n_threads=self.n_threads
         )
 
     def project(self, directions):
@@ -178,6 +185,9 @@ class Rows:
 
     def assign_screened(self, codebook, screen, short_rows, guesses, codes, distances=None):
         """What `assign` and `distances` give, found by screening."""
+        if codebook.scale != 1:
+            self.assign(codebook, codes)
+            return codes if distances is None else self.distances(codebook, codes, distances)
         return kernels.assign_screened(
             self.X, codebook, screen, short_rows=short_rows, guesses=guesses, rows=self.rows,
             codes=codes, distances=distances, n_threads=self.n_threads,
@@ -185,13 +195,19 @@ class Rows:
 
     def distances(self, codebook, codes, out=None):
         """Squared distance of each row to its codeword, (n,)."""
+        book = self._comparable(codebook)
+        fits = out is not None and out.dtype == book.dtype and book.scale == 1
         squared = kernels.distances(
-            self.X, codebook, codes, rows=self.rows, out=out, n_threads=self.n_threads
+            self.X,
+            book,
+            codes,
+            rows=self.rows,
+            out=out if fits else None,
+            n_threads=self.n_threads,
         )
-        if out is None:
+        if out is None or fits:
             return squared
-        if squared is not out:  # the kernel has scaled rows and codebook, and back in float64
-            out[...] = squared
+        out[...] = squared
         return out
 
     def sums(self, codes, n_codewords):
@@ -236,7 +252,23 @@ class Rows:
         )
 
     def _like(self, X, rows, weight):
-        return type(self)(X, rows, weight, dtype=self.dtype, n_threads=self.n_threads)
+        return type(self)(
+            X, rows, weight, dtype=self.dtype, ordinary=self.ordinary, n_threads=self.n_threads
+        )
+
+    def _comparable(self, codebook):
+        """The codebook as the kernels can compare all rows with it.
+
+        The kernels scale a codebook of tiny values up and refuse rows that are far larger, but a
+        fit may well start among the smallest of its rows. In float64 the squares of all float32
+        values fit; and beside rows of ordinary size, what is tiny in float64 is zero.
+        """
+        book = kernels.prepare(codebook)
+        if book.scale <= 1:
+            return book
+        if book.dtype == np.float32:
+            return kernels.prepare(book.codebook.astype(np.float64) / book.scale)
+        return kernels.prepare(np.zeros_like(book.codebook)) if self.ordinary else book
 
     def _weighted_pieces(self):
         for span, X in self.pieces():
@@ -290,15 +322,17 @@ class _ChangedRows(Rows):
     def assign(self, codebook, codes=None):
         if codes is None:
             codes = np.empty(len(self), np.int32)
+        book = self._comparable(codebook)
         for span, X in self.pieces():
-            kernels.assign(X, codebook, codes=codes[span], n_threads=self.n_threads)
+            kernels.assign(X, book, codes=codes[span], n_threads=self.n_threads)
         return codes
 
     def distances(self, codebook, codes, out=None):
         if out is None:
             out = np.empty(len(self), self.dtype)
+        book = self._comparable(codebook)
         for span, X in self.pieces():
-            out[span] = kernels.distances(X, codebook, codes[span], n_threads=self.n_threads)
+            out[span] = kernels.distances(X, book, codes[span], n_threads=self.n_threads)
         return out
 
 
@@ -341,7 +375,7 @@ class ScaledRows(_ChangedRows):
     """Rows of float64 times 2**-exponent, which is exact and brings the largest near 1."""
 
     def __init__(self, X, rows=None, weight=None, *, exponent, n_threads=None):
-        super().__init__(X, rows, weight, dtype=np.float64, n_threads=n_threads)
+        super().__init__(X, rows, weight, dtype=np.float64, ordinary=True, n_threads=n_threads)
         self.exponent = exponent
 
     def _change(self, block, first=0):

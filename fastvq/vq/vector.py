@@ -26,9 +26,9 @@ from fastvq._validation import (
     as_weights,
     as_word,
 )
-from fastvq.vq._base import BaseQuantizer, code_bits, code_dtype, random_state_of
+from fastvq.vq._base import BaseQuantizer, code_bits, random_state_of
 from fastvq.vq._fit import Outcome, Settings, fit_rows, step
-from fastvq.vq._rows import Rows, UnitRows, draw_positions, rows_of, spans
+from fastvq.vq._rows import Rows, UnitRows, draw_positions, rows_of
 from fastvq.vq._seeding import INITS
 
 __all__ = ["FitState", "VectorQuantizer"]
@@ -606,7 +606,7 @@ class _Compiled(NamedTuple):
 
 
 def _compile(codebook):
-    return _Compiled(codebook, kernels.prepare(codebook))
+    return _Compiled(codebook, kernels.prepare(codebook, screen=True))
 
 
 def _codebook_dtype(X):

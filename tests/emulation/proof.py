@@ -4,7 +4,8 @@
 
 LEVEL is the level that must have been chosen. Needs NumPy and fastvq only. Every line printed is
 `digest NAME SHA-256`, the last one `proved LEVEL`: all levels with fused multiply-add must print
-the same digests. The rows are made from integers, so that they are the same everywhere. What the
+the same digests. The rows are made from integers, so that they are the same everywhere. They have
+digits enough for every product to be rounded, so that a missing or a surplus fusion shows. What the
 results *should* be is the business of tests/test_kernel_*.py.
 """
 
@@ -64,7 +65,7 @@ def data(n, d, k, dtype, precision, layout):
     if dtype.startswith("float"):
         # Far from the origin, or in two groups far apart, an expansion of squares would cancel.
         far = {"plain": 0, "offset": 2048, "groups": 2048 * (-1) ** np.arange(n + k)}[layout]
-        X = rng.integers(-1000, 1001, (n + k, d)) / 256 + np.reshape(far, (-1, 1))
+        X = rng.integers(-(2**52), 2**52, (n + k, d)) / 2**50 + np.reshape(far, (-1, 1))
     else:
         limits = np.iinfo(dtype)
         X = rng.integers(limits.min, limits.max + 1, (n + k, d))
@@ -105,7 +106,7 @@ def run_over_rows(X, codebook, where):
     """Name and results of kernels that add up rows, in an order that threads must not change."""
     codes = kernels.assign(X, codebook)
     closest = kernels.pairwise(X, codebook[:1])[:, 0]
-    weight = np.arange(len(X)) % 7 / 4
+    weight = np.random.default_rng(len(X)).integers(0, 2**53, len(X)) / 2**53
 
     def seed_update(**options):
         lowered = closest.copy()
