@@ -6,7 +6,7 @@ its own, because there an exact method may skip most of the arithmetic.
 
 Timed is what a user calls: `VectorQuantizer.transform` against `KMeans.predict`,
 `IndexFlatL2.search` and so on, with everything that can be prepared from the codebook prepared. The
-kernel beneath transform has a column of its own, but takes no part in the ratio.
+plain tile beneath it, `kernels.assign`, has a column of its own but takes no part in the ratio.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ class Prepared:
 
     __slots__ = ("codebook", "panels", "radius", "rounding", "scale", "shift", "_lock", "_screen", "_screen_wanted")
 
-    def __init__(self, codebook, screen=False):
+    def __init__(self, codebook, screen=False, bounds=False):
         codebook = np.ascontiguousarray(codebook)
         self.scale = _scale(np.abs(codebook).max(), codebook.dtype)
         self.codebook = codebook
@@ -80,7 +80,7 @@ class Prepared:
             self.codebook = codebook * codebook.dtype.type(self.scale)
         self.panels = None
         n_codewords, n_features = codebook.shape
-        if n_features >= EXPAND_FEATURES and n_codewords > 1:
+        if (bounds or n_features >= EXPAND_FEATURES) and n_codewords > 1:
             self._expand(codebook)
         self._screen, self._screen_wanted, self._lock = None, screen, Lock()
 
@@ -128,7 +128,7 @@ class Prepared:
         return np.median(nearest[:, 1])
 
 
-def prepare(codebook, *, screen=False):
+def prepare(codebook, *, screen=False, bounds=False):
     """Pack a codebook for repeated use.
 
     Parameters
@@ -138,6 +138,9 @@ def prepare(codebook, *, screen=False):
         Whether :func:`assign` may try screening by leading coordinates on large inputs, which
         skips most of the arithmetic where variance lies in few directions. What that needs is
         made at its first use and costs about as much as assigning a few hundred rows.
+    bounds : bool
+        Whether :func:`assign` shall give lower bounds (``others``) for few features too, where
+        it would take differences otherwise, as being no slower.
 
     Returns
     -------
@@ -153,7 +156,7 @@ def prepare(codebook, *, screen=False):
         )
     if not np.isfinite(codebook).all():
         raise ValueError("codebook contains NaN or infinity")
-    return Prepared(codebook, screen)
+    return Prepared(codebook, screen, bounds)
 
 
 def assign(X, codebook, *, rows=None, codes=None, others=None, n_threads=None):

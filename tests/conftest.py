@@ -16,17 +16,29 @@ if not any((CHECKOUT / "fastvq" / "_kernels").glob(f"_cpu{EXTENSION_SUFFIXES[0]}
     sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != CHECKOUT]
 
 
-@pytest.fixture
-def run_python(tmp_path):
-    """Run code in a new interpreter that imports the same fastvq; its CompletedProcess.
+@pytest.fixture(scope="session", autouse=True)
+def away_from_the_checkout(tmp_path_factory):
+    """Run in an empty directory: new interpreters look in theirs first, and would find the sources.
 
-    Keyword arguments are environment variables, None removes one.
+    They import the same fastvq as the tests do.
     """
     import fastvq
 
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("working-directory"))
+        patch.setenv("PYTHONPATH", str(Path(fastvq.__file__).parent.parent))
+        yield
+
+
+@pytest.fixture
+def run_python(tmp_path):
+    """Run code in a new interpreter; its CompletedProcess.
+
+    Keyword arguments are environment variables, None removes one.
+    """
+
     def run(code, *, check=True, timeout=120, **environment):
-        merged = {**os.environ, "PYTHONPATH": str(Path(fastvq.__file__).parent.parent)}
-        merged.update(environment)
+        merged = {**os.environ, **environment}
         result = subprocess.run(
             [sys.executable, "-c", code],
             cwd=tmp_path,

@@ -6,19 +6,26 @@ relative, and `rounding` bounds it; nothing here needs a tolerance that was foun
 """
 
 import itertools
+from fractions import Fraction
 
 import numpy as np
 
 from fastvq import reference
+from fastvq._kernels import active_level
+
+# x86-64 got fused multiply-add with the level after the first.
+FUSED = active_level() != "x86_64_v1"
 
 # Around the widths of registers and of tiles: 16, 24, 32, 48 and 64 rows, 4, 6 and 8 codewords.
 SIZES = (1, 7, 15, 16, 17, 23, 24, 25, 31, 32, 33, 47, 48, 49, 63, 64, 65, 97)
-# Each size once as n, as d and as k, in two different companies.
+# Each size twice as n, as d and as k, in different companies.
 SHAPES = [
     (SIZES[i], SIZES[(step * i + 5) % len(SIZES)], SIZES[(7 * step * i + 2) % len(SIZES)])
     for step in (5, 11)
     for i in range(len(SIZES))
 ]
+# Features enough for sums that are taken in parts of 256, and just too few.
+LONG_SHAPES = [(50, 384, 7), (49, 385, 13), (97, 640, 4), (33, 700, 25), (17, 1025, 9)]
 PRECISIONS = ("float32", "float64")
 ROW_DTYPES = ("float32", "float64", "float16", "uint8", "int8")
 THREADS = (1, 2, 5)
@@ -88,6 +95,44 @@ def rounding(d, precision):
 def exact_distances(X, codebook):
     """Squared distances in float64, of rows rounded to the codebook's dtype first."""
     return reference.pairwise(X.astype(codebook.dtype), codebook.astype(np.float64))
+
+
+def multiply_add(a, b, total):
+    """total + a * b in the dtype of `total`, rounded as the active level rounds it: once where it
+    has fused multiply-add, else twice. What kernels add up is thereby known to the last bit."""
+    dtype = total.dtype
+    if not FUSED:
+        return total + a.astype(dtype) * b.astype(dtype)
+    if dtype == np.float32:  # a product of two float32 is exact in float64
+        return (total.astype(np.float64) + a.astype(np.float64) * b).astype(np.float32)
+    a, b, total = (_fractions(x) for x in np.broadcast_arrays(a, b, total))
+    return (total + a * b).astype(np.float64)
+
+
+_fractions = np.frompyfunc(lambda x: Fraction(float(x)), 1, 1)
+
+
+def squared_in_order(difference):
+    """Sums over the last axis of squares, feature after feature: what `assign` compares."""
+    total = np.zeros_like(difference[..., 0])
+    for column in np.moveaxis(difference, -1, 0):
+        total = multiply_add(column, column, total)
+    return total
+
+
+def squared_in_parts(difference):
+    """The sums that _kernels/pair.h makes: 32 parts, feature f in part f mod 32, then halves."""
+    d = difference.shape[-1]
+    if d <= 12:
+        return squared_in_order(difference)
+    parts = np.zeros((*difference.shape[:-1], 32), difference.dtype)
+    for first in range(0, d, 32):
+        some = difference[..., first : first + 32]
+        part = parts[..., : some.shape[-1]]
+        part[...] = multiply_add(some, some, part)
+    for half in (16, 8, 4, 2, 1):
+        parts = parts[..., :half] + parts[..., half:]
+    return parts[..., 0]
 
 
 def assert_nearest(codes, X, codebook, tolerance=None, note=""):

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from oracles import (
+    LONG_SHAPES,
     PRECISIONS,
     ROW_DTYPES,
     SHAPES,
@@ -22,6 +23,7 @@ from oracles import (
     random_case,
     random_rows,
     rounding,
+    squared_in_order,
 )
 
 from fastvq import kernels, reference
@@ -84,7 +86,7 @@ def test_comparator_of_bits():
 @bits
 @kinds
 def test_nearest_at_awkward_sizes(dtype, precision):
-    for n, d, k in SHAPES:
+    for n, d, k in SHAPES + LONG_SHAPES:
         X, codebook = random_case(n + d + k, n, d, k, dtype, precision)
         codes = kernels.assign(X, codebook)
         assert codes.dtype == np.int32
@@ -146,6 +148,26 @@ def test_ties_go_to_the_lowest_index(d, precision):
     exact = reference.pairwise(X, codebook)
     assert ((exact == exact.min(axis=1)[:, None]).sum(axis=1) > 1).mean() > 0.05
     np.testing.assert_array_equal(kernels.assign(X, codebook), exact.argmin(axis=1))
+
+
+@bits
+@pytest.mark.parametrize("d", [*range(1, 19), 33])
+def test_definition_to_the_last_bit(d, precision):
+    """Rows about the middle between two codewords, where the last bit of a sum decides: `assign`
+    and `assign_two` compare sums of squares in the order of features, fused where the level has
+    that. So all such levels give the same codes."""
+    rng = np.random.RandomState(d)
+    codebook = rng.standard_normal((3, d)).astype(precision)
+    codebook[2] += 9
+    X = np.empty((400 if precision == "float32" else 80, d), precision)  # fractions take time
+    X[:] = codebook[:2].mean(axis=0)
+    X += (rng.randint(-3, 4, X.shape) * np.finfo(precision).eps).astype(precision)
+    expected = squared_in_order(X[:, None] - codebook[None])
+    assert 0.2 < (expected[:, 0] <= expected[:, 1]).mean() < 1 or d == 1
+    codes, near = kernels.assign_two(X, codebook)
+    assert_same_bits(near, np.sort(expected)[:, :2])
+    np.testing.assert_array_equal(codes[:, 0], expected.argmin(axis=1))
+    np.testing.assert_array_equal(kernels.assign(X, codebook), expected.argmin(axis=1))
 
 
 # How the rows lie --------------------------------------------------------------------------------
@@ -254,7 +276,7 @@ def test_one_codeword_and_no_rows(d, precision):
 
 @bits
 @kinds
-@pytest.mark.parametrize("shape", [(97, 2, 16), (97, 20, 25)])
+@pytest.mark.parametrize("shape", [(97, 2, 16), (97, 20, 25), (65, 400, 7)])
 def test_row_alone(shape, dtype, precision, threads_at_once):
     X, codebook = random_case(sum(shape), *shape, dtype, precision)
     book = kernels.prepare(codebook)
@@ -324,7 +346,7 @@ GEOMETRIES = [gaussian, integers, far_from_origin, two_groups, close_together, w
 
 @bits
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=lambda geometry: geometry.__name__)
-@pytest.mark.parametrize("d", [1, 4, 16, 17, 64])
+@pytest.mark.parametrize("d", [1, 4, 16, 17, 64, 385])
 def test_expansion_gives_the_codes_of_differences(d, geometry, precision, expanded):
     """Also on the worst: rows on the middle between codewords, and codewords that are there twice."""
     rng = np.random.RandomState(d)
@@ -367,7 +389,7 @@ def test_differences_where_expansion_would_leave_doubt():
 
 @bits
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=lambda geometry: geometry.__name__)
-@pytest.mark.parametrize("d", [4, 17, 64])
+@pytest.mark.parametrize("d", [4, 17, 64, 385])
 def test_lower_bound_for_the_others(d, geometry, precision, expanded):
     rng = np.random.RandomState(d)
     X, codebook = geometry(rng, 400, d).astype(precision), geometry(rng, 33, d).astype(precision)

@@ -14,6 +14,8 @@ from oracles import (
     layouts,
     random_case,
     rounding,
+    squared_in_order,
+    squared_in_parts,
 )
 
 from fastvq import kernels, reference
@@ -48,6 +50,27 @@ def test_distances_at_awkward_sizes(dtype, precision):
         np.testing.assert_allclose(every, expected, rounding(d, precision), err_msg=f"{n, d, k}")
         # One definition: the distance to a codeword is the same number in both.
         assert_same_bits(np.take_along_axis(every, codes[:, None], 1)[:, 0], result)
+
+
+@bits
+@pytest.mark.parametrize("d", [*range(1, 18), 31, 32, 33, 45, 64, 97])
+def test_distances_to_the_last_bit(d, precision):
+    """Sums that depend on d alone: the same on all levels with fused multiply-add."""
+    X, codebook = random_case(d, 33, d, 3, precision, precision)
+    expected = squared_in_parts(X[:, None] - codebook[None])
+    assert_same_bits(kernels.pairwise(X, codebook), expected)
+    codes = some_codes(33, 3)
+    near = kernels.distances(X, codebook, codes)
+    assert_same_bits(near, expected[np.arange(33), codes])
+
+
+@bits
+@pytest.mark.parametrize("d", [1, 2, 3, 4, 5, 7, 8, 9, 12, 16, 17, 33])
+def test_norms_to_the_last_bit(d, precision):
+    X, _ = random_case(d, 33, d, 3, precision)
+    total = squared_in_order(X.astype(np.float64))
+    assert_same_bits(kernels.row_norms(X, squared=True), total.astype(precision))
+    assert_same_bits(kernels.row_norms(X), np.sqrt(total).astype(precision))
 
 
 @bits

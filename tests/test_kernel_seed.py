@@ -13,8 +13,11 @@ from oracles import (
     THREADS,
     assert_same_bits,
     layouts,
+    multiply_add,
     random_case,
     rounding,
+    squared_in_order,
+    squared_in_parts,
 )
 
 from fastvq import kernels, reference
@@ -44,7 +47,7 @@ def tolerance(n, d, precision):
 @bits
 @kinds
 def test_potentials_at_awkward_sizes(dtype, precision):
-    for n, d, n_candidates in SHAPES[::2]:  # numbers of candidates around multiples of eight
+    for n, d, n_candidates in SHAPES[::4]:  # numbers of candidates around multiples of eight
         X, candidates, closest = case(n + d, n, d, n_candidates, dtype, precision)
         weight = np.random.RandomState(0).uniform(0, 3, n)
         before = closest.copy()
@@ -81,14 +84,36 @@ def test_update_at_awkward_sizes(dtype, precision):
 
 
 @bits
-def test_the_first_codeword(precision):
+@pytest.mark.parametrize("d", [1, 2, 3, 4, 5, 8, 9, 12, 13, 33])
+def test_the_first_codeword(d, precision):
     """From infinity, `closest` becomes the distances, with the bits of `pairwise`."""
-    for d in (1, 2, 3, 4, 5, 8, 12, 13, 33):
-        X, candidates, _ = case(d, 65, d, 1, precision, precision)
-        closest = np.full(65, np.inf, precision)
-        left = kernels.seed_update(X, candidates[0], closest)
-        assert_same_bits(closest, kernels.pairwise(X, candidates)[:, 0])
-        np.testing.assert_allclose(left, closest.sum(dtype=np.float64), 1e-14)
+    X, candidates, _ = case(d, 65, d, 1, precision, precision)
+    closest = np.full(65, np.inf, precision)
+    left = kernels.seed_update(X, candidates[0], closest)
+    assert_same_bits(closest, squared_in_parts(X - candidates[0]))
+    assert_same_bits(closest, kernels.pairwise(X, candidates)[:, 0])
+    # The sum of 65 float64 in order.
+    assert left == closest.astype(np.float64).cumsum()[-1]
+
+
+@bits
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("d", [1, 2, 4, 13])
+def test_potentials_to_the_last_bit(d, weighted, precision):
+    """Features in order, then rows in order, fused where the level has that."""
+    X, candidates, closest = case(d, 67, d, 3, precision, precision)
+    weight = np.random.RandomState(0).uniform(0, 3, 67) if weighted else None
+    distances = squared_in_order(X[:, None] - candidates[None])
+    expected, left, lowered = np.zeros(3), np.zeros(1), closest.copy()
+    for i, gain in enumerate(np.minimum(distances, closest[:, None]).astype(np.float64)):
+        expected = multiply_add(gain, np.array(weight[i] if weighted else 1.0), expected)
+    assert_same_bits(
+        kernels.seed_potentials(X, candidates, closest, sample_weight=weight), expected
+    )
+    result = kernels.seed_update(X, candidates[0], lowered, sample_weight=weight)
+    for i, gain in enumerate(lowered.astype(np.float64)):
+        left = multiply_add(np.array(gain), np.array(weight[i] if weighted else 1.0), left)
+    assert result == left[0]
 
 
 @bits

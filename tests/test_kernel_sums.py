@@ -12,6 +12,7 @@ from oracles import (
     THREADS,
     assert_same_bits,
     layouts,
+    multiply_add,
     random_case,
     random_rows,
 )
@@ -60,6 +61,18 @@ def test_weighted_sums(dtype):
         for threads in THREADS[1:]:
             again = kernels.sums(X, codes, k, sample_weight=weight, n_threads=threads)
             assert_same_bits(again, result, f"{n, d, k}, {threads} threads")
+
+
+@pytest.mark.parametrize("d", [1, 3, 8, 19])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_weighted_sums_to_the_last_bit(dtype, d):
+    """In row order, fused where the level has that: the same on all levels that do."""
+    X, _ = random_case(d, 97, d, 1, dtype)
+    codes, weight = some_codes(97, 4), np.random.RandomState(1).uniform(0, 3, 97)
+    expected = np.zeros((4, d))
+    for row, code, w in zip(X, codes, weight, strict=True):
+        expected[code] = multiply_add(row, np.full(d, w), expected[code])
+    assert_same_bits(kernels.sums(X, codes, 4, sample_weight=weight)[0], expected)
 
 
 def test_row_order_decides_the_bits():

@@ -139,7 +139,7 @@ def run(tree, *arguments, **environment):
     result = subprocess.run(
         [sys.executable, *arguments],
         cwd=tree,
-        env={**os.environ, **environment},
+        env={**os.environ, "PYTHONPATH": "", **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

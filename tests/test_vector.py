@@ -366,6 +366,20 @@ class TestCosine:
         vq = VectorQuantizer(5, metric="cosine", init=X[:5]).fit(X)
         np.testing.assert_allclose(vq.codebook_, usual.codebook_, atol=1e-3)
 
+    @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+    def test_lengths_of_other_rows_change_no_bit(self, dtype, blobs):
+        """Rows of extreme length are scaled first, and with them their neighbours."""
+        X = blobs[:200].astype(dtype)
+        vq = VectorQuantizer(20, metric="cosine", output="distances", init=X[:20]).fit(X)
+        expected = vq.transform(X)
+        for extreme in (2.0**-140, 2.0**100):
+            mixed = X.copy()
+            mixed[50] *= dtype(extreme)
+            found = vq.transform(mixed)
+            others = np.arange(200) != 50
+            assert found[others].tobytes() == expected[others].tobytes()
+            np.testing.assert_allclose(found[50], expected[50], atol=1e-3)
+
     def test_a_row_of_zeros_has_no_direction(self, blobs):
         X = blobs.copy()
         X[1234] = 0

@@ -8,7 +8,7 @@ a sorted copy of the codes nor a table of sums for each thread.
 from cython.parallel cimport prange
 from libc.stdint cimport int32_t, int64_t, uint8_t
 
-from fastvq._kernels.rows cimport Rows, contiguous_rows, real, rows_of
+from fastvq._kernels.rows cimport Rows, contiguous_rows, lies_plain, real, rows_of
 
 cdef enum:
     BLOCK = 1024  # positions scanned for owned rows at a time
@@ -42,11 +42,11 @@ cdef void add_owned(
     const Rows *rows, Py_ssize_t start, Py_ssize_t stop, const int32_t *codes,
     const double *weight, int32_t low, int32_t high, double *totals, double *weights, real *scratch,
 ) noexcept nogil:
-    cdef Py_ssize_t b, first, count, i, f, position, d = rows.n_features
+    cdef Py_ssize_t b, first, count, i, position, d = rows.n_features
+    cdef bint plain = lies_plain(rows, <real> 0)
     cdef Py_ssize_t owned[BLOCK]
     cdef Py_ssize_t n_owned
     cdef const real *row
-    cdef double *total
     cdef double w
     for b in range((stop - start + BLOCK - 1) // BLOCK):
         first = b * BLOCK
@@ -57,17 +57,24 @@ cdef void add_owned(
             n_owned += (codes[i] >= low) & (codes[i] < high)  # no branch: it would be a coin toss
         for i in range(n_owned):
             position = owned[i]
-            row = contiguous_rows(rows, start + position, 1, scratch)
-            total = totals + codes[position] * d
-            if weight == NULL:
-                weights[codes[position]] += 1
-                for f in range(d):
-                    total[f] += row[f]
+            if plain:
+                row = <const real *> (rows.data + (start + position) * rows.row_stride)
             else:
-                w = weight[position]
-                weights[codes[position]] += w
-                for f in range(d):
-                    total[f] += w * row[f]
+                row = contiguous_rows(rows, start + position, 1, scratch)
+            w = 1 if weight == NULL else weight[position]
+            weights[codes[position]] += w
+            add_row(row, w, d, totals + codes[position] * d)
+
+
+cdef inline void add_row(const real *row, double w, Py_ssize_t d, double *total) noexcept nogil:
+    cdef Py_ssize_t f
+    if d == 3:  # pixels: a loop of unknown length costs more than three sums
+        total[0] += w * row[0]
+        total[1] += w * row[1]
+        total[2] += w * row[2]
+        return
+    for f in range(d):
+        total[f] += w * row[f]
 
 
 def histogram(const int32_t[::1] codes, int64_t[::1] counts):

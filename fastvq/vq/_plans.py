@@ -34,7 +34,7 @@ _BOUNDED_CODEWORDS = 32
 def choose(rows, codebook):
     """The quickest plan for `rows` in a fit that starts from `codebook`."""
     work = len(rows) * codebook.size
-    if not rows.plain or codebook.shape[1] < kernels.EXPAND_FEATURES:
+    if not rows.plain:
         return PlainAssigner(rows)
     if work >= _SCREEN_WORK and _screen.suits(codebook):
         directions = _screen.Directions(rows.take(_spread(len(rows), _screen.SAMPLE)))
@@ -71,33 +71,50 @@ class BoundedAssigner(PlainAssigner):
         super().__init__(rows)
         self._lower = np.empty(len(rows), rows.dtype)
         self._codebook = None
+        self._full_seconds = 0.0  # what assigning all rows took last
+        self._pause = 0  # iterations for which looking at the bounds is not worth its time
+        self._next_pause = 1
 
     def step(self, codebook):
-        rows, codes, distances, lower = self._rows, self._codes, self._distances, self._lower
-        book = kernels.prepare(codebook)
+        began = perf_counter()
+        book = kernels.prepare(codebook, bounds=True)
         doubtful = self._in_doubt(codebook, book)
         self._codebook = codebook
         if doubtful is None:
-            rows.assign(book, codes, lower)
-            np.sqrt(lower, out=lower)
-            rows.distances(book, codes, distances)
-        elif len(doubtful):
-            some = rows.subset(doubtful)
-            bound = np.empty(len(some), rows.dtype)
-            new = some.assign(book, others=bound)
-            lower[doubtful] = np.sqrt(bound)
-            changed = new != codes[doubtful]
-            doubtful, new = doubtful[changed], new[changed]
-            codes[doubtful] = new
-            distances[doubtful] = rows.subset(doubtful).distances(book, new)
-        return codes, distances
+            self._assign_all(book)
+            self._full_seconds = perf_counter() - began
+        else:
+            self._assign_some(book, doubtful)
+            if perf_counter() - began > self._full_seconds:
+                self._pause, self._next_pause = self._next_pause, 2 * self._next_pause
+            else:
+                self._next_pause = 1
+        return self._codes, self._distances
+
+    def _assign_all(self, book):
+        self._rows.assign(book, self._codes, self._lower)
+        np.sqrt(self._lower, out=self._lower)
+        self._rows.distances(book, self._codes, self._distances)
+
+    def _assign_some(self, book, doubtful):
+        if len(doubtful) == 0:
+            return
+        some = self._rows.subset(doubtful)
+        bound = np.empty(len(some), self._rows.dtype)
+        new = some.assign(book, others=bound)
+        self._lower[doubtful] = np.sqrt(bound)
+        changed = new != self._codes[doubtful]
+        doubtful, new = doubtful[changed], new[changed]
+        self._codes[doubtful] = new
+        self._distances[doubtful] = self._rows.subset(doubtful).distances(book, new)
 
     def _in_doubt(self, codebook, book):
-        """Positions of rows that may have another code now, or None: most of them.
+        """Positions of rows that may have another code now, or None: most of them, or not worth it.
 
         Also takes the distances of all rows to the codeword they had, unless it answers None.
         """
-        if self._codebook is None:
+        if self._codebook is None or self._pause:
+            self._pause = max(0, self._pause - 1)
             return None
         rows, codes, lower = self._rows, self._codes, self._lower
         # Rounding: of the square roots and of this subtraction, relative to what is subtracted

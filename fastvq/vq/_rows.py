@@ -29,9 +29,11 @@ __all__ = [
 
 # Rows that are gathered or changed are so in blocks of this size: large enough to hide what a call
 # costs, small enough for the second-level cache.
-_PIECE_BYTES = 1 << 20
+_PIECE_BYTES = 1 << 21
 _SUM_ROWS = 1 << 16
 
+# Shorter rows than this are scaled before their squares are added up.
+_SHORTEST = 2.0**-100
 # Squared distances of larger values than 2**480 add up to an inertia that float64 cannot hold.
 _LARGEST_EXPONENT = 480
 
@@ -303,10 +305,14 @@ class _ChangedRows(Rows):
         return np.empty((min(len(self), self._piece_rows), self.n_features), self.dtype)
 
     def pieces(self, n_rows=None):
+        for span, block in self._unchanged_pieces(n_rows):
+            self._change(block, span.start)
+            yield span, block
+
+    def _unchanged_pieces(self, n_rows=None):
         for span in spans(len(self), min(n_rows or len(self), len(self._scratch))):
             block = self._scratch[: span.stop - span.start]
             block[...] = self.X[span if self.rows is None else self.rows[span]]
-            self._change(block, span.start)
             yield span, block
 
     def take(self, positions):
@@ -340,13 +346,21 @@ class UnitRows(_ChangedRows):
     """Each row divided by its length: the nearest by cosine is then the nearest by Euclid."""
 
     def _change(self, block, first=0):
-        # Divided by its largest value first, so that no square overflows or vanishes.
-        largest = np.abs(block).max(axis=1)
-        usable = (largest > 0) & (largest < np.inf)
-        if not usable.all():
-            _refuse(largest, usable, first if self.rows is None else None)
-        block /= largest[:, None]
-        block /= kernels.row_norms(block, n_threads=self.n_threads)[:, None]
+        """Also returns the lengths that the rows had, float64."""
+        lengths, exponents = self._lengths(block), 0
+        if lengths is None:
+            exponents = _scale_each(block, first if self.rows is None else None)
+            lengths = self._lengths(block)
+        block /= lengths[:, None]
+        return np.ldexp(lengths.astype(np.float64), exponents)
+
+    def _lengths(self, block):
+        """Lengths of these rows, or None where some square may overflow or vanish."""
+        try:
+            lengths = kernels.row_norms(block, n_threads=self.n_threads)
+        except ValueError:
+            return None
+        return lengths if lengths.min() > _SHORTEST else None
 
     def sums(self, codes, n_codewords):
         # A weight of w / |x| on the rows as they are gives the sums of the unit rows.
@@ -363,12 +377,11 @@ class UnitRows(_ChangedRows):
     @cached_property
     def _weight_by_length(self):
         weight = np.empty(len(self))
-        for span in spans(len(self), self._piece_rows):
-            block = self.X[span if self.rows is None else self.rows[span]].astype(np.float64)
-            largest = np.abs(block).max(axis=1)
-            block /= largest[:, None]
-            weight[span] = 1 / kernels.row_norms(block, n_threads=self.n_threads) / largest
-        return weight if self.weight is None else weight * self.weight
+        for span, block in self._unchanged_pieces():
+            weight[span] = 1 / self._change(block, span.start)
+        if self.weight is not None:
+            weight *= self.weight
+        return weight
 
 
 class ScaledRows(_ChangedRows):
@@ -412,13 +425,19 @@ def _exponent(codebook):
     return int(np.frexp(np.abs(codebook).max())[1])
 
 
-def _refuse(largest, usable, first):
-    """Say which rows have no direction, or no finite value."""
-    bad = int(np.argmin(usable))
-    problem = (
-        "a row of zeros, which has no direction (metric='cosine')"
-        if largest[bad] == 0
-        else "NaN or infinity"
-    )
-    where = "" if first is None else f", first in row {first + bad}"
-    raise ValueError(f"Input X contains {problem}{where}")
+def _scale_each(block, first):
+    """Bring the largest value of each row near 1, in place; the powers of two taken out.
+
+    That is exact: a row has the same direction, bit for bit, as it would have without.
+    """
+    largest = np.abs(block).max(axis=1)
+    usable = (largest > 0) & (largest < np.inf)
+    if not usable.all():
+        bad = int(np.argmin(usable))
+        zeros = "a row of zeros, which has no direction (metric='cosine')"
+        problem = zeros if largest[bad] == 0 else "NaN or infinity"
+        where = "" if first is None else f", first in row {first + bad}"
+        raise ValueError(f"Input X contains {problem}{where}")
+    exponents = np.frexp(largest)[1]
+    np.ldexp(block, -exponents[:, None], out=block)
+    return exponents

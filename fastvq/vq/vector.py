@@ -153,7 +153,7 @@ class VectorQuantizer(BaseQuantizer):
     >>> codes = vq.transform(X)
     >>> codes.shape, codes.dtype
     ((4, 1), dtype('uint8'))
-    >>> float(vq.distortion(X).round(3))
+    >>> round(vq.distortion(X), 3)
     0.01
     >>> vq.inverse_transform(codes)[2].round(1)
     array([5.1, 5. ])
