@@ -1,5 +1,7 @@
 """The plans of a fit: each gives the bits of the plain one, whatever it skips."""
 
+import itertools
+
 import numpy as np
 import pytest
 from oracles import assert_nearest, assert_same_bits, decaying
@@ -184,12 +186,34 @@ def test_codewords_that_hardly_move(dtype):
 # That they skip, and notice ------------------------------------------------------------------------
 
 
-def test_bounds_keep_rows(assigned):
+def test_bounds_keep_rows(assigned, monkeypatch):
+    monkeypatch.setattr(_plans, "perf_counter", lambda: 0)  # they always pay
     X = blobs("float32")
     rows = Rows(X, dtype=np.float32)
     lloyd(rows, some_of(X, 40), BoundedAssigner(rows))
     assert assigned[0] == len(X)
-    assert 0 < sum(assigned[6:]) < 0.3 * len(X) * len(assigned[6:])
+    assert 0 < sum(assigned[6:]) < 0.3 * len(X) * 6
+
+
+@pytest.mark.parametrize("make", [digits, blobs, tight_ties])
+def test_bounds_that_do_not_pay_are_left_alone(make, assigned, monkeypatch):
+    """A clock by which looking at bounds takes ever longer: ever more iterations go without."""
+    clock = itertools.count()
+    monkeypatch.setattr(_plans, "perf_counter", lambda: next(clock) ** 2)
+    X = make("float32")
+    rows = Rows(X, dtype=np.float32)
+    lloyd(rows, some_of(X, 40), PlainAssigner(rows), BoundedAssigner(rows), n_iter=25)
+    by_bounds = [numbers for numbers in assigned if numbers < len(X)]
+    assert len(by_bounds) < 8
+
+
+def test_bounds_with_pauses_of_every_length(monkeypatch):
+    rng = np.random.RandomState(8)
+    clock = iter(rng.uniform(0, 1, 1000).cumsum())
+    monkeypatch.setattr(_plans, "perf_counter", lambda: next(clock))
+    X = digits("float32")
+    rows = Rows(X, dtype=np.float32)
+    lloyd(rows, some_of(X, 40), PlainAssigner(rows), BoundedAssigner(rows), n_iter=30)
 
 
 def test_screening_replaces_assigning(assigned):

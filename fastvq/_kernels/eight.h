@@ -9,7 +9,8 @@
 
 #include "lanes.h"
 
-enum { EIGHT = 8, FOUR_ROWS = 4 };
+/* Rows at a time: fewer chains of multiply-adds would wait for one another. */
+enum { EIGHT = 8, CHAINS = 8 };
 
 /* A vector type may span several registers, so these are eight lanes at every level. */
 typedef float f32_eight __attribute__((vector_size(32)));
@@ -24,7 +25,7 @@ typedef int64_t i64_eight __attribute__((vector_size(64)));
                             const REAL *closest, const double *weight, const int count,         \
                             f64_eight *totals)                                                  \
     {                                                                                           \
-        EIGHT_T sums[FOUR_ROWS];                                                                \
+        EIGHT_T sums[CHAINS];                                                                \
         UNROLL for (int r = 0; r < count; r++) sums[r] = (EIGHT_T){0};                          \
         for (ptrdiff_t f = 0; f < d; f++) {                                                     \
             EIGHT_T candidate = *(const EIGHT_T *)(candidates + f * EIGHT);                     \
@@ -49,9 +50,9 @@ typedef int64_t i64_eight __attribute__((vector_size(64)));
         f64_eight sums;                                                                         \
         __builtin_memcpy(&sums, totals, sizeof sums);                                           \
         ptrdiff_t i = 0;                                                                        \
-        for (; i + FOUR_ROWS <= n; i += FOUR_ROWS)                                              \
+        for (; i + CHAINS <= n; i += CHAINS)                                              \
             NAME##_some(rows + i * d, d, candidates, closest + i, weight ? weight + i : weight, \
-                        FOUR_ROWS, &sums);                                                      \
+                        CHAINS, &sums);                                                      \
         for (; i < n; i++)                                                                      \
             NAME##_some(rows + i * d, d, candidates, closest + i, weight ? weight + i : weight, \
                         1, &sums);                                                              \

@@ -11,11 +11,17 @@
 
 enum { PARTS = 32, IN_ORDER = 12 };
 
+#define ADD_SQUARES(p, x, y)                                                                    \
+    {                                                                                           \
+        LANES_ difference = *(const unaligned *)(x) - *(const unaligned *)(y);                  \
+        sums[p] += difference * difference;                                                     \
+    }
+
 #define DEFINE_SQUARED_DISTANCE(REAL, LANES, COUNT, NAME)                                       \
     INLINE REAL NAME(const REAL *a, const REAL *b, ptrdiff_t d)                                 \
     {                                                                                           \
+        typedef LANES LANES_;                                                                   \
         typedef LANES unaligned __attribute__((aligned(sizeof(REAL))));                         \
-        REAL part[PARTS] __attribute__((aligned(64)));                                          \
         ptrdiff_t f = 0;                                                                        \
         if (d <= IN_ORDER) {                                                                    \
             REAL sum = 0;                                                                       \
@@ -27,31 +33,32 @@ enum { PARTS = 32, IN_ORDER = 12 };
         }                                                                                       \
         LANES sums[PARTS / COUNT];                                                              \
         UNROLL for (int p = 0; p < PARTS / COUNT; p++) sums[p] = (LANES){0};                    \
-        for (; f + PARTS <= d; f += PARTS) {                                                    \
+        for (; f + PARTS <= d; f += PARTS)                                                      \
+            UNROLL for (int p = 0; p < PARTS / COUNT; p++)                                      \
+                ADD_SQUARES(p, a + f + p * COUNT, b + f + p * COUNT)                            \
+        if (f < d) {                                                                            \
+            /* What is less than a vector is filled up with zeros, whose squares add nothing. */ \
+            ptrdiff_t whole = (d - f) / COUNT, rest = (d - f) % COUNT;                          \
+            REAL x[COUNT] = {0}, y[COUNT] = {0};                                                \
+            for (ptrdiff_t i = 0; i < rest; i++) x[i] = a[d - rest + i], y[i] = b[d - rest + i]; \
             UNROLL for (int p = 0; p < PARTS / COUNT; p++)                                      \
             {                                                                                   \
-                LANES difference = *(const unaligned *)(a + f + p * COUNT) -                    \
-                                   *(const unaligned *)(b + f + p * COUNT);                     \
-                sums[p] += difference * difference;                                             \
+                if (p < whole) ADD_SQUARES(p, a + f + p * COUNT, b + f + p * COUNT)             \
+                if (p == whole && rest) ADD_SQUARES(p, x, y)                                    \
             }                                                                                   \
         }                                                                                       \
-        UNROLL for (int p = 0; p < PARTS / COUNT; p++)                                          \
-        {                                                                                       \
-            if (f + (p + 1) * COUNT <= d) {                                                     \
-                LANES difference = *(const unaligned *)(a + f + p * COUNT) -                    \
-                                   *(const unaligned *)(b + f + p * COUNT);                     \
-                sums[p] += difference * difference;                                             \
-            }                                                                                   \
-            *(LANES *)(part + p * COUNT) = sums[p];                                             \
+        UNROLL for (int half = PARTS / COUNT / 2; half > 0; half /= 2)                          \
+            UNROLL for (int p = 0; p < half; p++) sums[p] += sums[p + half];                    \
+        typedef REAL four __attribute__((vector_size(4 * sizeof(REAL))));                       \
+        four part[COUNT > 4 ? COUNT / 4 : 1];                                                   \
+        if (COUNT >= 4) {                                                                       \
+            __builtin_memcpy(part, sums, COUNT * sizeof(REAL));                                 \
+            UNROLL for (int half = COUNT / 8; half > 0; half /= 2)                              \
+                UNROLL for (int p = 0; p < half; p++) part[p] += part[p + half];                \
+            part[0] += __builtin_shufflevector(part[0], part[0], 2, 3, 0, 1);                   \
+            return part[0][0] + part[0][1];                                                     \
         }                                                                                       \
-        ptrdiff_t whole = f + (d - f) / COUNT * COUNT;                                          \
-        for (ptrdiff_t g = whole; g < d; g++) {                                                 \
-            REAL difference = a[g] - b[g];                                                      \
-            part[g - f] += difference * difference;                                             \
-        }                                                                                       \
-        UNROLL for (int half = PARTS / 2; half > 0; half /= 2)                                  \
-            for (int p = 0; p < half; p++) part[p] += part[p + half];                           \
-        return part[0];                                                                         \
+        return sums[0][0] + sums[0][1];                                                         \
     }                                                                                           \
     /* out[r] = |rows[r] - b|^2 for rows one after another. */                                  \
     INLINE void NAME##s(const REAL *rows, const REAL *b, ptrdiff_t d, ptrdiff_t n, REAL *out)   \

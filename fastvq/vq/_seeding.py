@@ -43,6 +43,11 @@ _MOST_ROUNDS = 50
 _OVERSAMPLING = 2
 _OVERSAMPLING_LARGE = 0.5
 
+# Gathering rows costs about as much as the sums over them: it pays for fewer than this share.
+_FEW = 0.5
+# Of squared distances, relative: those of float32 are right to about half of it.
+_ROUNDING = 1e-4
+
 _BLOCK = 1024  # rows whose potentials are summed together when rows are drawn
 
 
@@ -67,23 +72,51 @@ def seed(rows, n_codewords, init, rng):
 
 
 def _greedy(rows, n_codewords, rng):
-    """Greedy k-means++."""
+    """Greedy k-means++.
+
+    Rows that no candidate can serve better are left out of the sums, which does not change which
+    candidate is best: by the triangle inequality, a row at distance r from its codeword is at
+    least |candidate − codeword| − r from the candidate, and so no nearer where that is 2·r or more
+    (Raff, "Exact acceleration of k-means++ and k-means||", IJCAI 2021).
+    """
     n_trials = 2 + int(np.log(n_codewords))
     codebook = allocate((n_codewords, rows.n_features), rows.dtype, "the codebook")
     closest = np.ones(len(rows), rows.dtype)
-    candidates = rows.take(draw_by_potential(rng.random_sample(1), rows, closest))
+    nearest = np.zeros(len(rows), np.int32)
+    codebook[0] = rows.take(draw_by_potential(rng.random_sample(1), rows, closest))[0]
     closest.fill(np.inf)
-    for i in range(n_codewords):
-        best = 0
-        if len(candidates) > 1:
-            best = int(np.argmin(rows.seed_potentials(candidates, closest)))
-        codebook[i] = candidates[best]
-        potential = rows.seed_update(codebook[i], closest)
-        if not potential > 0:  # every row is a codeword already: repeat some
-            codebook[i + 1 :] = np.resize(codebook[: i + 1], codebook[i + 1 :].shape)
+    rows.seed_update(codebook[0], closest)
+    for i in range(1, n_codewords):
+        drawn = draw_by_potential(rng.random_sample(n_trials), rows, closest)
+        if not len(drawn):  # every row is a codeword already: repeat some
+            codebook[i:] = np.resize(codebook[:i], codebook[i:].shape)
             break
-        candidates = rows.take(draw_by_potential(rng.random_sample(n_trials), rows, closest))
+        candidates = rows.take(drawn)
+        doubtful = _in_reach(candidates, codebook[:i], nearest, closest)
+        some = rows if doubtful is None else rows.subset(doubtful)
+        before = closest if doubtful is None else closest[doubtful]
+        codebook[i] = candidates[np.argmin(some.seed_potentials(candidates, before))]
+        after = before.copy()
+        some.seed_update(codebook[i], after)
+        nearer = np.flatnonzero(after < before)
+        if doubtful is not None:
+            after, nearer = after[nearer], doubtful[nearer]
+            closest[nearer] = after
+        else:
+            closest = after
+        nearest[nearer] = i
     return codebook
+
+
+def _in_reach(candidates, codebook, nearest, closest):
+    """Positions of rows to which some candidate may be nearer; None where they are most rows."""
+    gaps = kernels.pairwise(candidates, codebook).min(axis=0)
+    reach = (gaps * (0.25 * (1 - _ROUNDING))).astype(closest.dtype)
+    parts = []
+    for span in spans(len(closest), 1 << 16):
+        parts.append(span.start + np.flatnonzero(closest[span] > reach[nearest[span]]))
+    doubtful = np.concatenate(parts)
+    return doubtful if len(doubtful) < _FEW * len(closest) else None
 
 
 def _parallel(rows, n_codewords, rng):
@@ -127,18 +160,17 @@ def draw_by_potential(uniforms, rows, closest):
     """Positions drawn with probability in proportion to w·closest, one for each uniform number.
 
     Found in two steps, block and row, so that a draw costs one pass over `closest` and no array
-    of its size. A row without potential is never drawn.
+    of its size. A row without potential is never drawn; none is, where no row has any.
     """
-    blocks, shares = _search(_block_sums(rows, closest), uniforms)
-    # All blocks drawn side by side; what a last block lacks has no potential.
-    inside = blocks[:, None] * _BLOCK + np.arange(_BLOCK)
-    potential = _potential(rows, closest, np.minimum(inside, len(closest) - 1))
-    potential[inside >= len(closest)] = 0
-    edges = np.cumsum(potential, axis=1)
-    found = (edges <= shares[:, None] * edges[:, -1:]).sum(axis=1)
-    # Rounding can put a share at the very end, behind the last row that has potential.
-    last = _BLOCK - 1 - (potential[:, ::-1] > 0).argmax(axis=1)
-    return blocks * _BLOCK + np.minimum(found, last)
+    block_sums = _block_sums(rows, closest)
+    if not block_sums.any():
+        return np.empty(0, np.intp)
+    positions = []
+    for block, share in zip(*_search(block_sums, uniforms), strict=True):
+        span = slice(block * _BLOCK, (block + 1) * _BLOCK)
+        inner, _ = _search(_potential(rows, closest, span), np.array([share]))
+        positions.append(span.start + int(inner[0]))
+    return np.array(positions, dtype=np.intp)
 
 
 def _search(mass, uniforms):

@@ -237,6 +237,8 @@ def run_bochs(model, directory, commands):
             stdin=terminal,
             stdout=output,
             stderr=output,
+            # Else the terminal that this runs on would stop it for touching another.
+            start_new_session=True,
         )
     try:
         yield from until_finished(serial, process)
