@@ -201,7 +201,7 @@ def assign(X, codebook, *, rows=None, codes=None, others=None, n_threads=None):
         done, plain = _quicker(plain, screened)
     plain.run(done, source.n)
     if others is not None and book.scale != 1:
-        others[:] = _unscaled(others, book)
+        _unscale_bounds(others, book)
     return codes
 
 
@@ -234,6 +234,8 @@ def assign_screened(
         As for :func:`assign`.
     """
     book = prepare(codebook)
+    if book.scale != 1:
+        raise ValueError("codebook must not need scaling to be screened: use assign")
     source = _Source(X, book.codebook.shape[1], rows)
     codes = _room_for_codes(codes, source.n)
     threads = thread_count(n_threads, source.n * book.codebook.size // 16)
@@ -332,6 +334,8 @@ def _quicker(*plans):
     """Time each plan on as many of the first rows; how many are done, and the quickest plan."""
     n = plans[0].source.n
     step = max(_TRIAL_ROWS * plans[0].threads, n // 256)
+    if len(plans) * step > n:  # too few rows to tell
+        return 0, plans[0]
     done, best = 0, []
     for plan in plans:
         began = perf_counter()
@@ -539,6 +543,7 @@ def seed_potentials(X, candidates, closest, *, sample_weight=None, scale=1.0, n_
     source = _Source(X, candidates.shape[1])
     d, dtype = candidates.shape[1], candidates.dtype
     weight = _weight(sample_weight, source.n)
+    _check_closest(closest, source.n)
     threads = thread_count(n_threads, source.n * d * 8)
     workspace = _workspace("seed", d, dtype, threads)
     result = []
@@ -557,7 +562,7 @@ def seed_potentials(X, candidates, closest, *, sample_weight=None, scale=1.0, n_
             )  # fmt: skip
             source.check(bad, dtype)
             parts.append(part)
-        result.append(np.add.reduce(np.concatenate(parts), axis=0)[: len(group)])
+        result.append(np.add.reduce(np.concatenate([np.empty((0, 8)), *parts]), axis=0)[: len(group)])
     return np.concatenate(result)
 
 
@@ -581,6 +586,7 @@ def seed_update(X, candidate, closest, *, sample_weight=None, scale=1.0, n_threa
     source = _Source(X, len(candidate))
     d, dtype = len(candidate), candidate.dtype
     weight = _weight(sample_weight, source.n)
+    _check_closest(closest, source.n)
     threads = thread_count(n_threads, source.n * d)
     workspace = _workspace("seed", d, dtype, threads)
     candidate = np.ascontiguousarray(candidate) * dtype.type(scale)
@@ -593,7 +599,7 @@ def seed_update(X, candidate, closest, *, sample_weight=None, scale=1.0, n_threa
         )  # fmt: skip
         source.check(bad, dtype)
         parts.append(part)
-    return float(np.add.reduce(np.concatenate(parts)))
+    return float(np.add.reduce(np.concatenate([np.empty(0), *parts])))
 
 
 class _Source:
@@ -647,7 +653,26 @@ class _Source:
                 f"Input X contains a value too large to be compared with this codebook in "
                 f"{dtype.name}: {value:.6g} {where}; the limit is {limit:.3g}"
             )
+        long = self._first_long_row(dtype, scale)
+        if long is not None:
+            return (
+                f"Input X contains a row too long to be compared with this codebook in "
+                f"{dtype.name} (row {long}); the limit of its length is {limit:.3g}"
+            )
         return "Input X changed while it was read"
+
+    def _first_long_row(self, dtype, scale):
+        for start in range(0, self.n, 4096):
+            block = slice(start, min(start + 4096, self.n))
+            at = np.arange(self.n)[block] if self.rows is None else self.rows[block]
+            values = self.X[at].astype(np.float64)
+            largest = np.maximum(np.abs(values).max(axis=1), 1e-300)
+            lengths = largest * np.linalg.norm(values / largest[:, None], axis=1)
+            # Distances are to codewords, not to zero: what comes near the limit.
+            outside = np.flatnonzero(lengths > LIMITS[dtype] / scale * 0.99)
+            if len(outside):
+                return at[outside[0]]
+        return None
 
 
 def _direct(source, start, stop, book, codes, workspace, threads):
@@ -715,13 +740,24 @@ def _weight(sample_weight, n):
     return weight
 
 
+def _check_closest(closest, n):
+    if closest.shape != (n,):
+        raise ValueError(f"closest must have shape ({n},), got {closest.shape}")
+
+
+_CODE_DTYPES = tuple(np.dtype(t) for t in ("uint8", "uint16", "uint32", "int32"))
+
+
 def _room_for_codes(codes, n):
     if codes is None:
         return np.empty(n, np.int32)
-    if codes.shape != (n,) or codes.dtype.kind not in "iu" or codes.itemsize > 4:
-        raise ValueError(f"codes must have room for {n} integers of 1, 2 or 4 bytes")
-    if not codes.flags.c_contiguous:
-        raise ValueError("codes must be contiguous")
+    if codes.shape != (n,) or codes.dtype not in _CODE_DTYPES:
+        names = ", ".join(t.name for t in _CODE_DTYPES)
+        raise ValueError(
+            f"codes must have shape ({n},) and dtype {names}, got {codes.shape} of {codes.dtype}"
+        )
+    if not (codes.flags.c_contiguous and codes.flags.writeable):
+        raise ValueError("codes must be contiguous and writeable")
     return codes
 
 
@@ -752,6 +788,14 @@ def _scale(largest, dtype):
         return 1.0
     most = np.finfo(dtype).maxexp - 2
     return 2.0 ** min(max(-math.frexp(largest)[1], -most), most)
+
+
+def _unscale_bounds(bounds, book):
+    """Lower bounds in the units of the input; 0 for those that their dtype cannot hold."""
+    exact = _unscaled(bounds, book)
+    limits = np.finfo(bounds.dtype)
+    exact[~((exact >= limits.tiny) & (exact <= limits.max))] = 0
+    bounds[:] = exact
 
 
 def _unscaled(squares, book):

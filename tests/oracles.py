@@ -163,7 +163,7 @@ def assert_same_bits(results, expected, note=""):
         assert (result.dtype, result.shape) == (other.dtype, other.shape), note
         if result.tobytes() != other.tobytes():
             different = np.flatnonzero((result != other).reshape(len(result), -1).any(axis=1))
-            raise AssertionError(f"{len(different)} of {len(result)} differ, {different[:5]} {note}")
+            raise AssertionError(f"{len(different)} rows differ, first {different[:5]} {note}")
 
 
 def assert_depends_on_row_alone(call, n):

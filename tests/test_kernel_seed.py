@@ -20,7 +20,7 @@ from oracles import (
     squared_in_parts,
 )
 
-from fastvq import kernels, reference
+from fastvq import _threads, kernels, reference
 
 bits = pytest.mark.parametrize("precision", PRECISIONS)
 kinds = pytest.mark.parametrize("dtype", ROW_DTYPES)
@@ -28,8 +28,9 @@ kinds = pytest.mark.parametrize("dtype", ROW_DTYPES)
 
 @pytest.fixture(autouse=True)
 def threads_at_once(monkeypatch):
-    """Threads as asked for, however little there is to do."""
+    """As many threads as a test asks for, however little there is to do; else one."""
     monkeypatch.setattr(kernels, "_THREAD_WORK", 1)
+    monkeypatch.setattr(_threads, "_setting", 1)
 
 
 def case(seed, n, d, n_candidates, dtype="float32", precision="float32"):
@@ -146,9 +147,7 @@ def test_a_candidate_s_potential_does_not_depend_on_its_company(precision):
     X, candidates, closest = case(0, 200, 7, 17, precision, precision)
     together = kernels.seed_potentials(X, candidates, closest)
     for first in (1, 5, 8, 16):
-        assert_same_bits(
-            kernels.seed_potentials(X, candidates[first:], closest), together[first:]
-        )
+        assert_same_bits(kernels.seed_potentials(X, candidates[first:], closest), together[first:])
     reverse = kernels.seed_potentials(X, candidates[::-1], closest)
     assert_same_bits(reverse[::-1].copy(), together)
 

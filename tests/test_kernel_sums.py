@@ -17,15 +17,16 @@ from oracles import (
     random_rows,
 )
 
-from fastvq import kernels, reference
+from fastvq import _threads, kernels, reference
 
 kinds = pytest.mark.parametrize("dtype", ROW_DTYPES)
 
 
 @pytest.fixture(autouse=True)
 def threads_at_once(monkeypatch):
-    """Threads as asked for, however little there is to do."""
+    """As many threads as a test asks for, however little there is to do; else one."""
     monkeypatch.setattr(kernels, "_THREAD_WORK", 1)
+    monkeypatch.setattr(_threads, "_setting", 1)
 
 
 def some_codes(n, k, seed=0):
@@ -118,8 +119,8 @@ def test_layouts(shape, dtype, tmp_path):
     rows = np.random.RandomState(1).randint(0, len(X), 40)
     expected, part = reference.sums(X, codes, 6), reference.sums(X[rows], codes[rows], 6)
     for name, same in layouts(X, tmp_path).items():
-        assert_same_bits(kernels.sums(same, codes, 6, n_threads=2), expected, name)
-        assert_same_bits(kernels.sums(same, codes[rows], 6, rows=rows, n_threads=2), part, name)
+        assert_same_bits(kernels.sums(same, codes, 6), expected, name)
+        assert_same_bits(kernels.sums(same, codes[rows], 6, rows=rows), part, name)
         np.testing.assert_array_equal(same, X, name)
     one_row = np.broadcast_to(X[0], X.shape)
     assert_same_bits(kernels.sums(one_row, codes, 6), reference.sums(one_row, codes, 6))

@@ -7,7 +7,7 @@ import pytest
 from oracles import assert_nearest, assert_same_bits, decaying
 from sklearn.datasets import load_digits, make_blobs
 
-from fastvq import _screen, kernels
+from fastvq import _screen, _threads, kernels
 from fastvq.vq import VectorQuantizer, _plans
 from fastvq.vq._plans import BoundedAssigner, PlainAssigner, ScreenedAssigner, choose
 from fastvq.vq._rows import Rows
@@ -15,8 +15,9 @@ from fastvq.vq._rows import Rows
 
 @pytest.fixture(autouse=True)
 def threads_at_once(monkeypatch):
-    """Threads as asked for, however little there is to do."""
+    """As many threads as a test asks for, however little there is to do; else one."""
     monkeypatch.setattr(kernels, "_THREAD_WORK", 1)
+    monkeypatch.setattr(_threads, "_setting", 1)
 
 
 @pytest.fixture
@@ -183,7 +184,7 @@ def test_codewords_that_hardly_move(dtype):
     assert changes > 5
 
 
-# That they skip, and notice ------------------------------------------------------------------------
+# That they skip, and notice ----------------------------------------------------------------------
 
 
 def test_bounds_keep_rows(assigned, monkeypatch):
@@ -236,7 +237,8 @@ def test_how_far_others_moved():
     before = np.zeros((4, 2), np.float32)
     after = np.float32([[3, 4], [0, 1], [0, 0], [0, 2]])
     np.testing.assert_array_equal(_plans._moved_by_others(before, after), [2, 5, 5, 5])
-    np.testing.assert_array_equal(_plans._moved_by_others(before, after[[1, 1, 2, 2]]), [1, 1, 1, 1])
+    same = after[[1, 1, 2, 2]]
+    np.testing.assert_array_equal(_plans._moved_by_others(before, same), [1, 1, 1, 1])
 
 
 def test_bounds_hold_in_every_iteration():
@@ -284,8 +286,9 @@ def test_the_trial_decides(wins, kind, monkeypatch):
 
 
 @each_kind
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("wins", [True, False])
+@pytest.mark.parametrize(
+    ("dtype", "wins"), [("float32", True), ("float32", False), ("float64", False)]
+)
 def test_auto_ends_with_the_codebook_of_lloyd(make, dtype, wins, monkeypatch):
     monkeypatch.setattr(_plans, "_SCREEN_WORK", 1)
     monkeypatch.setattr(_plans, "_screening_wins", lambda *args: wins)
@@ -293,7 +296,7 @@ def test_auto_ends_with_the_codebook_of_lloyd(make, dtype, wins, monkeypatch):
     fits = []
     for algorithm in ("lloyd", "auto"):
         quantizer = VectorQuantizer(
-            40, init=some_of(X, 40), algorithm=algorithm, max_iter=15, tol=0, n_threads=2
+            40, init=some_of(X, 40), algorithm=algorithm, max_iter=15, tol=0
         )
         fits.append(quantizer.fit(X, sample_weight=np.arange(len(X)) % 5 + 0.25))
     plain, auto = fits

@@ -178,6 +178,22 @@ class TestQuality:
         codebook = seed(rows(blobs), 300, init, np.random.RandomState(0))
         assert len(np.unique(position(blobs, codebook))) == 300
 
+    def test_leaving_out_rows_out_of_reach_changes_nothing(self, blobs, monkeypatch):
+        """Rows that no candidate can serve better: the same draws, the same choices."""
+        weight = np.random.RandomState(0).gamma(1, size=len(blobs))
+        for data in (rows(blobs), rows(blobs, weight), rows(blobs, metric="cosine")):
+            pruned = seed(data, 120, "k-means++", np.random.RandomState(0))
+            with monkeypatch.context() as patch:
+                patch.setattr(_seeding, "_in_reach", lambda *_: None)
+                full = seed(data, 120, "k-means++", np.random.RandomState(0))
+            np.testing.assert_array_equal(pruned, full)
+
+    @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+    def test_tiny_candidates_beside_large_codewords(self, dtype):
+        X = np.array([[1.0], *([[2e-35], [3e-35], [0]] * 5)], dtype=dtype)
+        codebook = seed(rows(X, dtype=dtype), 2, "k-means++", np.random.RandomState(0))
+        assert codebook.max() == 1 and codebook.min() < 1e-30
+
     @pytest.mark.parametrize("init", WORDS)
     def test_all_rows(self, init):
         X = np.random.RandomState(0).permutation(64)[:, None]

@@ -172,6 +172,9 @@ class TestNumerics:
         expected = usual.inertia_ * scale**2
         assert vq.inertia_ == pytest.approx(expected, rel=rounding)
         assert vq.distortion(tiny) == pytest.approx(expected / 300, rel=rounding)
+        # The attributes are those of the codebook as it is kept, not of one in more digits.
+        assert vq.inertia_ == pytest.approx(vq.distortion(tiny) * 300, rel=1e-9, abs=1e-300)
+        np.testing.assert_array_equal(vq.counts_, np.bincount(codes, minlength=6))
         vq.set_params(output="distances")
         distances = vq.transform(tiny).astype(np.float64) / scale
         expected = usual.set_params(output="distances").transform(X)

@@ -10,6 +10,9 @@ from libc.stdint cimport int32_t, uint8_t
 from fastvq._kernels.pair cimport squared_distance
 from fastvq._kernels.rows cimport Rows, contiguous_rows, real, rows_of, scaled_rows, within_range
 
+cdef extern from "lanes.h" nogil:
+    double f64_multiply_add(double, double, double)
+
 cdef enum:
     TASK_ROWS = 256  # rows that a thread takes at a time
     BLOCK_ROWS = 16  # rows converted at a time
@@ -116,7 +119,7 @@ cdef int norms_task(
         for r in range(first - origin, first - origin + count):
             total = 0
             for f in range(d):
-                total += <double> block[f] * block[f]
+                total = f64_multiply_add(block[f], block[f], total)
             out[r] = <real> (total if squared else sqrt(total) / scale)
             block += d
     return bad

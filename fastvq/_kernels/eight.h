@@ -41,7 +41,10 @@ typedef int64_t i64_eight __attribute__((vector_size(64)));
             INTS less = sums[r] < near;                                                         \
             near = (EIGHT_T)((less & (INTS)sums[r]) | (~less & (INTS)near));                    \
             f64_eight gain = __builtin_convertvector(near, f64_eight);                          \
-            *totals += weight ? gain * weight[r] : gain;                                        \
+            if (weight)                                                                         \
+                *totals += gain * weight[r];                                                    \
+            else                                                                                \
+                *totals += gain;                                                                \
         }                                                                                       \
     }                                                                                           \
     static void NAME(const REAL *rows, ptrdiff_t d, const REAL *candidates,                     \

@@ -41,6 +41,24 @@ typedef double f64_lanes __attribute__((vector_size(LANE_BYTES)));
 typedef int32_t i32_lanes __attribute__((vector_size(LANE_BYTES)));
 typedef int64_t i64_lanes __attribute__((vector_size(LANE_BYTES)));
 
+/* a * b + c, rounded once where the level can: told, because a compiler left to itself fuses or
+ * does not, and fuses the one or the other product of a sum, as registers and loops suggest. */
+#if defined(__FMA__) || defined(__aarch64__)
+#define f32_multiply_add __builtin_fmaf
+#define f64_multiply_add __builtin_fma
+#else
+INLINE float f32_multiply_add(float a, float b, float c) { return a * b + c; }
+INLINE double f64_multiply_add(double a, double b, double c) { return a * b + c; }
+#endif
+
+/* Hides from the compiler that a value is zero: it would drop the first sum of 0 + a * a + b * b
+ * and be free then to fuse either product. */
+#if defined(__x86_64__)
+#define OPAQUE(value) __asm__("" : "+x"(value))
+#elif defined(__aarch64__)
+#define OPAQUE(value) __asm__("" : "+w"(value))
+#endif
+
 /* min(a, b); where a < b also index = candidate. NaN never wins: it compares false. */
 #define PLAIN_KEEP_NEAREST(type, ints, lanes)                                                   \
     lanes m_ = (lanes)(value < *best);                                                          \

@@ -17,7 +17,7 @@ enum { PARTS = 32, IN_ORDER = 12 };
         sums[p] += difference * difference;                                                     \
     }
 
-#define DEFINE_SQUARED_DISTANCE(REAL, LANES, COUNT, NAME)                                       \
+#define DEFINE_SQUARED_DISTANCE(REAL, LANES, COUNT, MULTIPLY_ADD, NAME)                         \
     INLINE REAL NAME(const REAL *a, const REAL *b, ptrdiff_t d)                                 \
     {                                                                                           \
         typedef LANES LANES_;                                                                   \
@@ -27,7 +27,7 @@ enum { PARTS = 32, IN_ORDER = 12 };
             REAL sum = 0;                                                                       \
             for (; f < d; f++) {                                                                \
                 REAL difference = a[f] - b[f];                                                  \
-                sum += difference * difference;                                                 \
+                sum = MULTIPLY_ADD(difference, difference, sum);                                \
             }                                                                                   \
             return sum;                                                                         \
         }                                                                                       \
@@ -73,7 +73,7 @@ enum { PARTS = 32, IN_ORDER = 12 };
         }                                                                                       \
     }
 
-DEFINE_SQUARED_DISTANCE(float, f32_lanes, F32_LANES, f32_squared_distance)
-DEFINE_SQUARED_DISTANCE(double, f64_lanes, F64_LANES, f64_squared_distance)
+DEFINE_SQUARED_DISTANCE(float, f32_lanes, F32_LANES, f32_multiply_add, f32_squared_distance)
+DEFINE_SQUARED_DISTANCE(double, f64_lanes, F64_LANES, f64_multiply_add, f64_squared_distance)
 
 #endif

@@ -236,7 +236,8 @@ cdef inline void set_limits(
     Limits *limits, Py_ssize_t r, double best, const Plan *plan,
 ) noexcept nogil:
     cdef double length = sqrt(best * (1 + 4 * plan.rounding)) + limits.reach[r]
-    cdef double square = length * length * (1 + 1e-6)
+    # More than nothing, so that a codeword at no distance is looked at where the best has none.
+    cdef double square = length * length * (1 + 1e-6) + 1e-37
     limits.second[r] = <float> (square * (1 + 2 * plan.rounding))
     limits.first[r] = <float> (square - limits.offset[r])
 
@@ -275,8 +276,9 @@ cdef int screen_block(
         error = 4 * plan.projection * length * length
         x = min(values[width - 1], values[plan.n_all])
         scale = sqrt(error)
-        limits.reach[r] = (plan.projection * length + error / (x if x > scale else scale)
-                           + plan.slack)
+        limits.reach[r] = plan.projection * length + plan.slack
+        if error > 0:
+            limits.reach[r] += error / (x if x > scale else scale)
         # The tile's value is |c|^2 - 2 z.c, rounded in n_first + 2 steps.
         length += plan.radius
         limits.offset[r] = norm_first - 6e-8 * 2 * (plan.n_first + 4) * length * length

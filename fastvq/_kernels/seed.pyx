@@ -17,6 +17,7 @@ cdef extern from "eight.h" nogil:
                   Py_ssize_t, double *)
     void f64_gain(const double *, Py_ssize_t, const double *, const double *, const double *,
                   Py_ssize_t, double *)
+    double f64_multiply_add(double, double, double)
 
 cdef enum:
     TASK_ROWS = 1024
@@ -126,6 +127,6 @@ cdef int update_task(
                 total += near[r]
         else:
             for r in range(count):
-                total += near[r] * weight[first - origin + r]
+                total = f64_multiply_add(near[r], weight[first - origin + r], total)
     out[0] = total
     return bad

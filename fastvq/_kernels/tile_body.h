@@ -38,10 +38,12 @@ INLINE void NAME(differences)(const REAL *rows, const REAL *codebook, ptrdiff_t 
                               ptrdiff_t k, ptrdiff_t d, LANES values[DIRECT][VECTORS])
 {
     const REAL *codeword[DIRECT];
+    LANES zero = {0};
+    OPAQUE(zero);
     UNROLL for (int c = 0; c < DIRECT; c++)
     {
         codeword[c] = codebook + (first + c < k ? first + c : k - 1) * d;
-        UNROLL for (int v = 0; v < VECTORS; v++) values[c][v] = (LANES){0};
+        UNROLL for (int v = 0; v < VECTORS; v++) values[c][v] = zero;
     }
 #define STEP                                                                                    \
     {                                                                                           \

@@ -12,9 +12,11 @@ A quantizer derives from `BaseQuantizer`, fits inside ``with self._all_or_nothin
 import contextlib
 import sys
 import warnings
+from collections.abc import Iterable
 from typing import ClassVar
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.metadata_routing import UNUSED
@@ -59,7 +61,7 @@ class BaseQuantizer(TransformerMixin, BaseEstimator):
             )
         super().__setstate__(state)
 
-    def distortion(self, X, sample_weight=None):
+    def distortion(self, X: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
         """Mean over the rows of their squared distance to what their code stands for.
 
         Parameters
@@ -77,7 +79,9 @@ class BaseQuantizer(TransformerMixin, BaseEstimator):
         error = self._squared_error(rows, weight)
         return error / (len(rows) if weight is None else float(weight.sum()))
 
-    def score(self, X, y=None, sample_weight=None):
+    def score(
+        self, X: ArrayLike, y: object = None, sample_weight: ArrayLike | None = None
+    ) -> float:
         """Minus the distortion, so that more is better.
 
         A mean, where scikit-learn's KMeans.score gives the negative *sum*: scores of samples of
@@ -95,7 +99,9 @@ class BaseQuantizer(TransformerMixin, BaseEstimator):
         """
         return -self.distortion(X, sample_weight)
 
-    def encode_blocks(self, blocks, out=None):
+    def encode_blocks(
+        self, blocks: ArrayLike | Iterable[ArrayLike], out: NDArray | None = None
+    ) -> NDArray:
         """Codes of more rows than fit in memory.
 
         Parameters
@@ -120,7 +126,7 @@ class BaseQuantizer(TransformerMixin, BaseEstimator):
             return out
         return self._encode_iterable(blocks, out)
 
-    def pack(self, codes):
+    def pack(self, codes: ArrayLike) -> NDArray[np.uint8]:
         """Codes as bytes: `code_size_` of them a row, bits lowest first, as faiss packs.
 
         Parameters
@@ -135,18 +141,17 @@ class BaseQuantizer(TransformerMixin, BaseEstimator):
         """
         check_is_fitted(self)
         bits = self._code_bits
-        codes = as_codes(codes, self._code_range, len(bits))
-        packed = np.empty((len(codes), self.code_size_), np.uint8)
-        for span in spans(len(codes), _BLOCK_BYTES // (8 * self.code_size_) + 1):
-            planes = [
-                (codes[span, column, None] >> np.arange(width)) & 1
-                for column, width in enumerate(bits)
-            ]
-            table = np.concatenate(planes, axis=1).astype(np.uint8)
+        rows = as_codes(codes, self._code_range, len(bits))
+        shifts = [np.arange(width, dtype=code_dtype(bits)) for width in bits]
+        packed = np.empty((len(rows), self.code_size_), np.uint8)
+        for span in spans(len(rows), _BLOCK_BYTES // (8 * self.code_size_) + 1):
+            block = rows[span].astype(code_dtype(bits), copy=False)
+            planes = [block[:, [column]] >> shift & 1 for column, shift in enumerate(shifts)]
+            table = np.concatenate(planes, axis=1).astype(np.uint8, copy=False)
             packed[span] = np.packbits(table, axis=1, bitorder="little")
         return packed
 
-    def unpack(self, packed):
+    def unpack(self, packed: NDArray[np.uint8] | bytes) -> NDArray:
         """The codes that `pack` made these bytes of.
 
         Parameters
@@ -165,16 +170,14 @@ class BaseQuantizer(TransformerMixin, BaseEstimator):
         """
         check_is_fitted(self)
         bits = self._code_bits
-        packed = as_bytes(packed, self.code_size_)
-        codes = np.zeros((len(packed), len(bits)), code_dtype(bits))
-        starts = np.cumsum([0, *bits])
-        for span in spans(len(packed), _BLOCK_BYTES // (8 * self.code_size_) + 1):
-            table = np.unpackbits(packed[span], axis=1, bitorder="little")
-            for column, width in enumerate(bits):
-                plane = table[:, starts[column] : starts[column] + width].astype(codes.dtype)
-                codes[span, column] = (plane << np.arange(width, dtype=codes.dtype)).sum(
-                    axis=1, dtype=codes.dtype
-                )
+        rows = as_bytes(packed, self.code_size_)
+        dtype, ends = code_dtype(bits), np.cumsum(bits)
+        codes = np.empty((len(rows), len(bits)), dtype)
+        for span in spans(len(rows), _BLOCK_BYTES // (8 * self.code_size_) + 1):
+            table = np.unpackbits(rows[span], axis=1, bitorder="little")
+            for column, (width, end) in enumerate(zip(bits, ends, strict=True)):
+                plane = table[:, end - width : end] << np.arange(width, dtype=dtype)
+                codes[span, column] = plane.sum(axis=1, dtype=dtype)
         return as_codes(codes, self._code_range, len(bits), name="packed codes")
 
     @contextlib.contextmanager
@@ -231,7 +234,7 @@ class BaseQuantizer(TransformerMixin, BaseEstimator):
             parts.append(codes)
             filled += len(rows)
         if out is not None:
-            return out[:filled].reshape(filled, -1)
+            return out[:filled].reshape(filled, len(self._code_bits))
         if not parts:
             raise ValueError("blocks is empty: there is nothing to encode")
         return np.concatenate(parts)

@@ -28,7 +28,7 @@ __all__ = ["Outcome", "Settings", "fit_rows", "step"]
 # the inertia below which a sample has told what it can.
 _FIRST_PER_CODEWORD = 10
 _FIRST_ROWS = 4096
-_SAMPLE_TOL = 1e-2
+_SAMPLE_TOL = 3e-3
 
 # Mini-batches: as in scikit-learn, so many batches without a lower smoothed inertia are the end. A
 # codeword with less than this share of the mean count moves elsewhere, once codewords have won so
@@ -50,6 +50,12 @@ class Settings(NamedTuple):
     batch_size: int
     max_iter: int
     tol: float
+
+    @property
+    def most_iterations(self):
+        """How often a fit is watched at most, where that is known."""
+        known = self.algorithm in ("auto", "lloyd")
+        return self.n_init * (self.max_iter + 1) if known else None
 
 
 class Outcome(NamedTuple):

@@ -168,12 +168,26 @@ class Rows:
         """Squared distances of these rows, in the input's scale."""
         return inertia
 
+    def comparable(self, codebook):
+        """The codebook as the kernels can compare all rows with it.
+
+        The kernels scale a codebook of tiny values up and refuse rows that are far larger, but a
+        fit may well start among the smallest of its rows. In float64 the squares of all float32
+        values fit; and beside rows of ordinary size, what is tiny in float64 is zero.
+        """
+        book = kernels.prepare(codebook)
+        if book.scale <= 1:
+            return book
+        if book.dtype == np.float32:
+            return kernels.prepare(book.codebook.astype(np.float64) / book.scale)
+        return kernels.prepare(np.zeros_like(book.codebook)) if self.ordinary else book
+
     def assign(self, codebook, codes=None, others=None):
         """Nearest codeword of each row: (n,) int32, or the dtype of `codes`.
 
         `others` is filled with lower bounds of the squared distances to all others.
         """
-        book = self._comparable(codebook)
+        book = self.comparable(codebook)
         if others is not None and others.dtype != book.dtype:
             others.fill(0)
             others = None
@@ -197,7 +211,7 @@ class Rows:
 
     def distances(self, codebook, codes, out=None):
         """Squared distance of each row to its codeword, (n,)."""
-        book = self._comparable(codebook)
+        book = self.comparable(codebook)
         fits = out is not None and out.dtype == book.dtype and book.scale == 1
         squared = kernels.distances(
             self.X,
@@ -258,20 +272,6 @@ class Rows:
             X, rows, weight, dtype=self.dtype, ordinary=self.ordinary, n_threads=self.n_threads
         )
 
-    def _comparable(self, codebook):
-        """The codebook as the kernels can compare all rows with it.
-
-        The kernels scale a codebook of tiny values up and refuse rows that are far larger, but a
-        fit may well start among the smallest of its rows. In float64 the squares of all float32
-        values fit; and beside rows of ordinary size, what is tiny in float64 is zero.
-        """
-        book = kernels.prepare(codebook)
-        if book.scale <= 1:
-            return book
-        if book.dtype == np.float32:
-            return kernels.prepare(book.codebook.astype(np.float64) / book.scale)
-        return kernels.prepare(np.zeros_like(book.codebook)) if self.ordinary else book
-
     def _weighted_pieces(self):
         for span, X in self.pieces():
             yield span, X, None if self.weight is None else self.weight[span]
@@ -328,7 +328,7 @@ class _ChangedRows(Rows):
     def assign(self, codebook, codes=None):
         if codes is None:
             codes = np.empty(len(self), np.int32)
-        book = self._comparable(codebook)
+        book = self.comparable(codebook)
         for span, X in self.pieces():
             kernels.assign(X, book, codes=codes[span], n_threads=self.n_threads)
         return codes
@@ -336,7 +336,7 @@ class _ChangedRows(Rows):
     def distances(self, codebook, codes, out=None):
         if out is None:
             out = np.empty(len(self), self.dtype)
-        book = self._comparable(codebook)
+        book = self.comparable(codebook)
         for span, X in self.pieces():
             out[span] = kernels.distances(X, book, codes[span], n_threads=self.n_threads)
         return out

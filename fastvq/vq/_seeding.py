@@ -43,8 +43,9 @@ _MOST_ROUNDS = 50
 _OVERSAMPLING = 2
 _OVERSAMPLING_LARGE = 0.5
 
-# Gathering rows costs about as much as the sums over them: it pays for fewer than this share.
-_FEW = 0.5
+# Leaving rows out pays for fewer than this share of them in reach, judged by so many.
+_FEW = 0.35
+_GLANCE = 1024
 # Of squared distances, relative: those of float32 are right to about half of it.
 _ROUNDING = 1e-4
 
@@ -92,31 +93,31 @@ def _greedy(rows, n_codewords, rng):
             codebook[i:] = np.resize(codebook[:i], codebook[i:].shape)
             break
         candidates = rows.take(drawn)
-        doubtful = _in_reach(candidates, codebook[:i], nearest, closest)
-        some = rows if doubtful is None else rows.subset(doubtful)
-        before = closest if doubtful is None else closest[doubtful]
+        reached = _in_reach(rows, candidates, codebook[:i], nearest, closest)
+        some, before = rows, closest
+        if reached is not None:
+            some, before = rows.subset(reached), closest[reached]
         codebook[i] = candidates[np.argmin(some.seed_potentials(candidates, before))]
         after = before.copy()
         some.seed_update(codebook[i], after)
-        nearer = np.flatnonzero(after < before)
-        if doubtful is not None:
-            after, nearer = after[nearer], doubtful[nearer]
-            closest[nearer] = after
-        else:
-            closest = after
-        nearest[nearer] = i
+        won = np.flatnonzero(after < before)
+        closest[won if reached is None else reached[won]] = after[won]
+        nearest[won if reached is None else reached[won]] = i
     return codebook
 
 
-def _in_reach(candidates, codebook, nearest, closest):
+def _in_reach(rows, candidates, codebook, nearest, closest):
     """Positions of rows to which some candidate may be nearer; None where they are most rows."""
-    gaps = kernels.pairwise(candidates, codebook).min(axis=0)
+    gaps = kernels.pairwise(codebook, rows.comparable(candidates)).min(axis=1)
     reach = (gaps * (0.25 * (1 - _ROUNDING))).astype(closest.dtype)
-    parts = []
-    for span in spans(len(closest), 1 << 16):
-        parts.append(span.start + np.flatnonzero(closest[span] > reach[nearest[span]]))
-    doubtful = np.concatenate(parts)
-    return doubtful if len(doubtful) < _FEW * len(closest) else None
+    glance = slice(None, None, max(1, len(closest) // _GLANCE))
+    if np.mean(closest[glance] > reach[nearest[glance]]) > _FEW:
+        return None
+    parts = [
+        span.start + np.flatnonzero(closest[span] > reach[nearest[span]])
+        for span in spans(len(closest), 1 << 16)
+    ]
+    return np.concatenate(parts)
 
 
 def _parallel(rows, n_codewords, rng):
@@ -165,21 +166,20 @@ def draw_by_potential(uniforms, rows, closest):
     block_sums = _block_sums(rows, closest)
     if not block_sums.any():
         return np.empty(0, np.intp)
-    positions = []
-    for block, share in zip(*_search(block_sums, uniforms), strict=True):
-        span = slice(block * _BLOCK, (block + 1) * _BLOCK)
-        inner, _ = _search(_potential(rows, closest, span), np.array([share]))
-        positions.append(span.start + int(inner[0]))
-    return np.array(positions, dtype=np.intp)
-
-
-def _search(mass, uniforms):
-    """Which of these masses each uniform number falls on, and how far into it (in [0, 1])."""
-    edges = np.cumsum(mass)
+    edges = np.cumsum(block_sums)
     targets = uniforms * edges[-1]
-    found = np.searchsorted(edges, targets, side="right")
-    found = np.minimum(found, np.flatnonzero(mass)[-1])  # where rounding puts a target at the end
-    return found, np.clip((targets - (edges[found] - mass[found])) / mass[found], 0, 1)
+    # Where rounding puts a target at the very end, the last block that has potential.
+    blocks = np.minimum(
+        np.searchsorted(edges, targets, side="right"), np.flatnonzero(block_sums)[-1]
+    )
+    shares = (targets - edges[blocks] + block_sums[blocks]) / block_sums[blocks]
+    positions = blocks[:, None] * _BLOCK + np.arange(_BLOCK)
+    potentials = _potential(rows, closest, np.minimum(positions, len(closest) - 1))
+    potentials[positions >= len(closest)] = 0
+    edges = np.cumsum(potentials, axis=1)
+    found = (edges <= shares[:, None] * edges[:, -1:]).sum(axis=1)
+    last = _BLOCK - 1 - np.argmax(potentials[:, ::-1] > 0, axis=1)
+    return positions[:, 0] + np.minimum(found, last)
 
 
 def _draw_each(expected, rows, closest, rng):

@@ -8,9 +8,11 @@ The loops are in `_fit`, the first codewords in `_seeding`, the rows and their m
 """
 
 import warnings
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import _check_feature_names_in, check_is_fitted
@@ -161,21 +163,21 @@ class VectorQuantizer(BaseQuantizer):
 
     def __init__(
         self,
-        n_codewords=256,
+        n_codewords: int = 256,
         *,
-        init="auto",
-        n_init=1,
-        algorithm="auto",
-        batch_size=None,
-        max_samples=None,
-        max_iter=100,
-        tol=1e-4,
-        metric="euclidean",
-        output="codes",
-        random_state=None,
-        n_threads=None,
-        verbose=0,
-    ):
+        init: str | ArrayLike | Callable[..., ArrayLike] = "auto",
+        n_init: int = 1,
+        algorithm: str = "auto",
+        batch_size: int | None = None,
+        max_samples: int | float | None = None,
+        max_iter: int = 100,
+        tol: float = 1e-4,
+        metric: str = "euclidean",
+        output: str = "codes",
+        random_state: int | np.random.RandomState | np.random.Generator | None = None,
+        n_threads: int | None = None,
+        verbose: int = 0,
+    ) -> None:
         self.n_codewords = n_codewords
         self.init = init
         self.n_init = n_init
@@ -198,7 +200,14 @@ class VectorQuantizer(BaseQuantizer):
 
     # ---- fitting ---------------------------------------------------------------------------
 
-    def fit(self, X, y=None, sample_weight=None, *, callback=None):
+    def fit(
+        self,
+        X: ArrayLike,
+        y: object = None,
+        sample_weight: ArrayLike | None = None,
+        *,
+        callback: Callable[[FitState], object] | None = None,
+    ) -> "VectorQuantizer":
         """Fit the codebook.
 
         Parameters
@@ -231,7 +240,9 @@ class VectorQuantizer(BaseQuantizer):
         self._fit(X, sample_weight, callback)
         return self
 
-    def fit_transform(self, X, y=None, sample_weight=None):
+    def fit_transform(
+        self, X: ArrayLike, y: object = None, sample_weight: ArrayLike | None = None
+    ) -> NDArray | sparse.csr_matrix:
         """Fit the codebook and transform the same rows, for less than the price of both.
 
         Parameters
@@ -248,7 +259,9 @@ class VectorQuantizer(BaseQuantizer):
         rows, codes = self._fit(X, sample_weight)
         return self._transform(rows, codes=codes)
 
-    def fit_predict(self, X, y=None, sample_weight=None):
+    def fit_predict(
+        self, X: ArrayLike, y: object = None, sample_weight: ArrayLike | None = None
+    ) -> NDArray[np.int32]:
         """Fit the codebook; the codes of the same rows, as `predict` gives them.
 
         Parameters
@@ -264,7 +277,9 @@ class VectorQuantizer(BaseQuantizer):
         rows, codes = self._fit(X, sample_weight)
         return self._predict(rows) if codes is None else codes
 
-    def partial_fit(self, X, y=None, sample_weight=None):
+    def partial_fit(
+        self, X: ArrayLike, y: object = None, sample_weight: ArrayLike | None = None
+    ) -> "VectorQuantizer":
         """Go on fitting with one more batch of rows.
 
         The first batches may be smaller than the codebook: while there are fewer distinct rows
@@ -286,17 +301,17 @@ class VectorQuantizer(BaseQuantizer):
         """
         with self._all_or_nothing():
             first = "codebook_" not in vars(self)
-            X = self._checked(X, reset=first)
-            weight = as_weights(sample_weight, len(X))
+            rows = self._checked(X, reset=first)
+            weight = as_weights(sample_weight, len(rows))
             if first:
-                self._begin(X)
+                self._begin(rows)
             if self._gathering:
-                self._gather(X, weight)
+                self._gather(rows, weight)
             else:
-                self._absorb(X, weight)
+                self._absorb(rows, weight)
         return self
 
-    def predict(self, X):
+    def predict(self, X: ArrayLike) -> NDArray[np.int32]:
         """Code of each row, as an array of integers that can be counted with.
 
         Parameters
@@ -311,7 +326,7 @@ class VectorQuantizer(BaseQuantizer):
 
     # ---- encoding and decoding -------------------------------------------------------------
 
-    def transform(self, X, out=None):
+    def transform(self, X: ArrayLike, out: NDArray | None = None) -> NDArray | sparse.csr_matrix:
         """Encode rows, as `output` says.
 
         Parameters
@@ -335,7 +350,7 @@ class VectorQuantizer(BaseQuantizer):
         """
         return self._transform(self._checked(X), out)
 
-    def inverse_transform(self, codes):
+    def inverse_transform(self, codes: ArrayLike | sparse.spmatrix) -> NDArray:
         """The codewords that codes stand for.
 
         Parameters
@@ -356,10 +371,10 @@ class VectorQuantizer(BaseQuantizer):
         check_is_fitted(self)
         if self._output() == "reconstruction" and np.asarray(codes).dtype.kind == "f":
             return self._checked(codes)
-        codes = as_labels(codes, len(self.codebook_))
-        return np.take(self.codebook_, codes, axis=0)
+        labels = as_labels(codes, len(self.codebook_))
+        return np.take(self.codebook_, labels.astype(np.intp, copy=False), axis=0)
 
-    def get_feature_names_out(self, input_features=None):
+    def get_feature_names_out(self, input_features: ArrayLike | None = None) -> NDArray:
         """Names of the columns that `transform` gives.
 
         Parameters
@@ -395,17 +410,16 @@ class VectorQuantizer(BaseQuantizer):
             if sample is not None and weight is not None:
                 weight = as_weights(weight[sample], len(sample))
             rows = self._rows(X, sample, weight, dtype, settings.init)
-            total = settings.n_init * (settings.max_iter + 1)
-            with Progress("fit", total, self.verbose) as progress:
+            with Progress("fit", settings.most_iterations, self.verbose) as progress:
                 watch = _watch(rows, dtype, callback, progress)
                 outcome = fit_rows(rows, settings, rng, watch)
             self._keep(rows, outcome, dtype)
             if outcome.n_distinct is not None:
                 _warn_few(outcome.n_distinct, settings.n_codewords)
-            if sample is not None:
-                return X, None
-            same = rows.releases_unchanged(dtype)
-            return X, outcome.codes if same else self._predict(X)
+            codes = outcome.codes
+            if not rows.releases_unchanged(dtype):
+                codes = self._measure(self._source(X, weight, sample))
+            return X, codes if sample is None else None
 
     def _settings(self, X):
         """The parameters of a fit, checked."""
@@ -488,6 +502,14 @@ class VectorQuantizer(BaseQuantizer):
         self.code_size_ = -(-code_bits(len(outcome.codebook)) // 8)
         self._gathering = outcome.n_distinct is not None
 
+    def _measure(self, rows):
+        """Take counts and inertia of the codebook as it is kept; the codes of these rows."""
+        codes = rows.assign(self._prepared())
+        self.counts_ = rows.counts(codes, len(self.codebook_))
+        self.inertia_ = rows.inertia(rows.distances(self._prepared(), codes))
+        self.inertia_history_[-1] = self.inertia_
+        return codes
+
     def _set_codebook(self, codebook):
         codebook.flags.writeable = False
         self.codebook_ = codebook
@@ -521,10 +543,10 @@ class VectorQuantizer(BaseQuantizer):
             compiled = _compile(self.codebook_)
         return compiled.prepared
 
-    def _source(self, X, weight=None):
+    def _source(self, X, weight=None, sample=None):
         """Rows to be encoded."""
         kind = UnitRows if self._metric() == "cosine" else Rows
-        return kind(X, None, weight, dtype=self.codebook_.dtype, n_threads=self.n_threads)
+        return kind(X, sample, weight, dtype=self.codebook_.dtype, n_threads=self.n_threads)
 
     def _encode(self, X, codes):
         self._source(X).assign(self._prepared(), codes[:, 0])
@@ -575,7 +597,7 @@ class VectorQuantizer(BaseQuantizer):
             raise ValueError("out cannot hold a sparse result: use output='onehot-dense'")
         codes = self._predict(X) if codes is None else codes
         ones = np.ones(len(X), self.codebook_.dtype)
-        ends = np.arange(len(X) + 1)
+        ends = np.arange(len(X) + 1, dtype=np.int32 if len(X) < 2**31 - 1 else np.int64)
         return sparse.csr_matrix((ones, codes, ends), shape=(len(X), len(self.codebook_)))
 
     def _fill_onehot(self, X, out):
