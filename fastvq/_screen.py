@@ -99,8 +99,19 @@ class Screen:
         self.slack = self.radius * (_EPS * 2 * (math.sqrt(n_all) + 2) + 1e-7)
         self.rounding = _EPS * (codebook.shape[1] + 16)
 
-    def assign(self, source, start, stop, short_rows, guesses, codes, doubtful,
-               distances, workspace, threads):
+    def assign(
+        self,
+        source,
+        start,
+        stop,
+        short_rows,
+        guesses,
+        codes,
+        doubtful,
+        distances,
+        workspace,
+        threads,
+    ):
         """Codes of positions start .. stop, the doubtful marked; nonzero where out of range."""
         directions = self.directions
         return load("screen").screened(

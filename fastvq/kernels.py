@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 # Element types of rows, by the number that _kernels/rows.pxd knows them under.
-KINDS = {np.dtype(t): i for i, t in enumerate("float32 float64 uint8 int8 float16".split())}
+KINDS = {np.dtype(t): i for i, t in enumerate(["float32", "float64", "uint8", "int8", "float16"])}
 
 # Values beyond these (after scaling) could overflow when squared and added up; see rows.pxd.
 LIMITS = {np.dtype(np.float32): 2.0**56, np.dtype(np.float64): 2.0**500}
@@ -70,7 +70,17 @@ class Prepared:
     rounding : what rounding can add to an expanded and a direct value, relative to (|x| + R)^2
     """
 
-    __slots__ = ("codebook", "panels", "radius", "rounding", "scale", "shift", "_lock", "_screen", "_screen_wanted")
+    __slots__ = (
+        "_lock",
+        "_screen",
+        "_screen_wanted",
+        "codebook",
+        "panels",
+        "radius",
+        "rounding",
+        "scale",
+        "shift",
+    )
 
     def __init__(self, codebook, screen=False, bounds=False):
         codebook = np.ascontiguousarray(codebook)
@@ -94,7 +104,7 @@ class Prepared:
 
     def _expand(self, unscaled):
         """Make the panels, unless rounding would leave too many rows in doubt."""
-        dtype, (n_codewords, n_features) = self.dtype, self.codebook.shape
+        dtype, n_features = self.dtype, self.codebook.shape[1]
         self.shift = self.codebook.mean(axis=0, dtype=np.float64).astype(dtype)
         centred = self.codebook - self.shift
         norms = np.einsum("kd,kd->k", centred, centred, dtype=np.float64)
@@ -562,7 +572,9 @@ def seed_potentials(X, candidates, closest, *, sample_weight=None, scale=1.0, n_
             )  # fmt: skip
             source.check(bad, dtype)
             parts.append(part)
-        result.append(np.add.reduce(np.concatenate([np.empty((0, 8)), *parts]), axis=0)[: len(group)])
+        result.append(
+            np.add.reduce(np.concatenate([np.empty((0, 8)), *parts]), axis=0)[: len(group)]
+        )
     return np.concatenate(result)
 
 
@@ -610,13 +622,15 @@ class _Source:
             raise ValueError(f"X must have shape (n, {n_features}), got {X.shape}")
         if X.dtype not in KINDS:
             names = ", ".join(t.name for t in KINDS)
-            raise TypeError(f"X must be of dtype {names} in this machine's byte order, not {X.dtype}")
+            raise TypeError(
+                f"X must be of dtype {names} in this machine's byte order, not {X.dtype}"
+            )
         self.X, self.rows, self.n = X, rows, len(X)
         index = 0
         if rows is not None:
             self.rows = rows = np.ascontiguousarray(rows, np.intp)
             self.n, index = len(rows), rows.ctypes.data
-            if self.n and not (0 <= rows.min() and rows.max() < len(X)):
+            if self.n and not (rows.min() >= 0 and rows.max() < len(X)):
                 raise ValueError(f"rows must lie between 0 and {len(X) - 1}")
         self.fields = (X.ctypes.data, *X.strides, n_features, KINDS[X.dtype], index)
 
@@ -628,8 +642,11 @@ class _Source:
     def check(self, bad, precision):
         """Raise if a kernel met a value that it could not take; `precision`: dtype or Prepared."""
         if bad:
-            raise ValueError(self._complaint(np.dtype(getattr(precision, "dtype", precision)),
-                                             getattr(precision, "scale", 1)))
+            raise ValueError(
+                self._complaint(
+                    np.dtype(getattr(precision, "dtype", precision)), getattr(precision, "scale", 1)
+                )
+            )
 
     def _complaint(self, dtype, scale):
         """What is wrong with the first row that is out of range."""

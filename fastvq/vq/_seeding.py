@@ -43,9 +43,11 @@ _MOST_ROUNDS = 50
 _OVERSAMPLING = 2
 _OVERSAMPLING_LARGE = 0.5
 
-# Leaving rows out pays for fewer than this share of them in reach, judged by so many.
+# Leaving rows out pays for fewer than this share of them in reach, judged by so many; where it
+# does not, it is looked at again so many codewords later.
 _FEW = 0.35
 _GLANCE = 1024
+_PAUSE = 8
 # Of squared distances, relative: those of float32 are right to about half of it.
 _ROUNDING = 1e-4
 
@@ -87,14 +89,17 @@ def _greedy(rows, n_codewords, rng):
     codebook[0] = rows.take(draw_by_potential(rng.random_sample(1), rows, closest))[0]
     closest.fill(np.inf)
     rows.seed_update(codebook[0], closest)
+    look_at = _PAUSE
     for i in range(1, n_codewords):
         drawn = draw_by_potential(rng.random_sample(n_trials), rows, closest)
         if not len(drawn):  # every row is a codeword already: repeat some
             codebook[i:] = np.resize(codebook[:i], codebook[i:].shape)
             break
         candidates = rows.take(drawn)
-        reached = _in_reach(rows, candidates, codebook[:i], nearest, closest)
-        some, before = rows, closest
+        reached, some, before = None, rows, closest
+        if i >= look_at:
+            reached = _in_reach(rows, candidates, codebook[:i], nearest, closest)
+            look_at = i + 1 if reached is not None else i + _PAUSE
         if reached is not None:
             some, before = rows.subset(reached), closest[reached]
         codebook[i] = candidates[np.argmin(some.seed_potentials(candidates, before))]

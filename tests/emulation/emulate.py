@@ -237,8 +237,7 @@ def run_bochs(model, directory, commands):
             stdin=terminal,
             stdout=output,
             stderr=output,
-            # Else the terminal that this runs on would stop it for touching another.
-            start_new_session=True,
+            start_new_session=True,  # its terminals are not the one that this runs on
         )
     try:
         yield from until_finished(serial, process)
