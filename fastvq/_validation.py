@@ -30,6 +30,9 @@ __all__ = [
 
 KERNEL_DTYPES = tuple(np.dtype(name) for name in ("float32", "float64", "float16", "uint8", "int8"))
 
+_LEAST_WEIGHT = 1e-100  # of the sum of all weights
+_FAINT = 1e-150  # of a weight, in shares of the sum
+
 
 def as_rows(X, name="X"):
     """Vectors, one a row, as a 2-D array that the kernels read.
@@ -69,8 +72,10 @@ def as_rows(X, name="X"):
 def as_weights(sample_weight, n_rows):
     """Weights of the rows, (n_rows,) float64, or None for equal weights.
 
-    Raises ValueError where the shape is another, or a weight is negative, NaN or infinite, or all
-    are zero; TypeError where they are not numbers.
+    Those of less than 1e-150 of the sum count as zero: no product with them loses digits.
+
+    Raises ValueError where the shape is another, where a weight is negative, NaN or infinite, or
+    where they add up to less than 1e-100 or more than 1e100; TypeError where they are not numbers.
     """
     if sample_weight is None:
         return None
@@ -89,6 +94,13 @@ def as_weights(sample_weight, n_rows):
         raise ValueError(f"sample_weight must be finite and not negative, got weights {problem}")
     if total == 0:
         raise ValueError("sample_weight is zero in every row: at least one weight must not be zero")
+    if not _LEAST_WEIGHT <= total <= 1 / _LEAST_WEIGHT:
+        raise ValueError(
+            f"sample_weight adds up to {total:g}: multiply the weights by a common factor that "
+            "brings their sum near 1 or to the number of rows"
+        )
+    if least < _FAINT * total:
+        weight = np.where(weight < _FAINT * total, 0, weight)
     return weight
 
 

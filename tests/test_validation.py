@@ -201,6 +201,9 @@ class TestWeights:
         weight = np.ones(3)
         assert door.as_weights(weight, 3) is weight
 
+    def test_faint_ones_are_zero(self):
+        assert door.as_weights([1, 1e-149, 1e-151, 5e-324], 4).tolist() == [1, 1e-149, 0, 0]
+
     def test_a_series(self):
         pandas = pytest.importorskip("pandas")
         assert door.as_weights(pandas.Series([1, 2]), 2).tolist() == [1, 2]
@@ -213,6 +216,8 @@ class TestWeights:
             ([1, np.inf, 1], "NaN or infinite"),
             ([1e308, 1e308, 1], "NaN or infinite"),
             ([0, 0, 0], "zero in every row"),
+            ([1e-110, 0, 0], "adds up to 1e-110: multiply"),
+            ([1e200, 1, 1], r"adds up to 1e\+200"),
             ([1, 1], r"shape \(3,\), got shape \(2,\)"),
             ([[1], [1], [1]], r"shape \(3,\), got shape \(3, 1\)"),
             (["a", "b", "c"], "text"),

@@ -359,9 +359,12 @@ class TestCosine:
         unit = blobs / np.linalg.norm(blobs, axis=1, keepdims=True)
         np.testing.assert_allclose(vq.transform(blobs), 1 - unit @ vq.codebook_.T, atol=1e-6)
 
-    @pytest.mark.parametrize("scale", [1e-40, 1e-30, 1e30])
-    def test_any_length(self, scale, blobs):
-        X = (blobs[:500].astype(np.float64) * scale).astype(np.float32)
+    @pytest.mark.parametrize(
+        ("dtype", "scale"),
+        [("f4", 1e-40), ("f4", 1e-30), ("f4", 1e30), ("f8", 1e-295), ("f8", 1e250)],
+    )
+    def test_any_length(self, dtype, scale, blobs):
+        X = (blobs[:500].astype(np.float64) * scale).astype(dtype)
         usual = VectorQuantizer(5, metric="cosine", init=blobs[:5]).fit(blobs[:500])
         vq = VectorQuantizer(5, metric="cosine", init=X[:5]).fit(X)
         np.testing.assert_allclose(vq.codebook_, usual.codebook_, atol=1e-3)

@@ -34,6 +34,8 @@ _SUM_ROWS = 1 << 16
 
 # Shorter rows than this are scaled before their squares are added up.
 _SHORTEST = 2.0**-100
+# One divided by the length of such a row overflows float64. (All of float32 but zero is larger.)
+_ZERO = 2.0**-1000
 # Squared distances of larger values than 2**480 add up to an inertia that float64 cannot hold.
 _LARGEST_EXPONENT = 480
 
@@ -404,8 +406,11 @@ class ScaledRows(_ChangedRows):
         return np.ldexp(inertia, 2 * self.exponent)
 
     def sums(self, codes, n_codewords):
-        sums, counts = self._sums(codes, n_codewords, self.weight)
-        return np.ldexp(sums, -self.exponent), counts
+        # By way of the weights, so that no product vanishes; 2**1000 is all that they can take.
+        step = max(self.exponent, -1000)
+        weight = np.ones(len(self)) if self.weight is None else self.weight
+        sums, _ = self._sums(codes, n_codewords, np.ldexp(weight, -step))
+        return np.ldexp(sums, step - self.exponent), self.counts(codes, n_codewords)
 
     def _like(self, X, rows, weight):
         return type(self)(X, rows, weight, exponent=self.exponent, n_threads=self.n_threads)
@@ -431,11 +436,11 @@ def _scale_each(block, first):
     That is exact: a row has the same direction, bit for bit, as it would have without.
     """
     largest = np.abs(block).max(axis=1)
-    usable = (largest > 0) & (largest < np.inf)
+    usable = (largest > _ZERO) & (largest < np.inf)
     if not usable.all():
         bad = int(np.argmin(usable))
         zeros = "a row of zeros, which has no direction (metric='cosine')"
-        problem = zeros if largest[bad] == 0 else "NaN or infinity"
+        problem = zeros if largest[bad] <= _ZERO else "NaN or infinity"
         where = "" if first is None else f", first in row {first + bad}"
         raise ValueError(f"Input X contains {problem}{where}")
     exponents = np.frexp(largest)[1]
