@@ -107,7 +107,8 @@ def as_weights(sample_weight, n_rows):
 def as_codes(codes, n_codewords, n_columns=1, name="codes"):
     """Codes as an integer array of shape (n, n_columns), each in [0, n_codewords).
 
-    Takes any integer dtype, (n,) where there is one column, a DataFrame, a list.
+    Takes any integer dtype, (n,) where there is one column, a DataFrame, a list. `n_codewords` is
+    one number, or one for each column.
     """
     array = _as_array(codes, name)
     if array.dtype.kind == "O":
@@ -121,12 +122,18 @@ def as_codes(codes, n_codewords, n_columns=1, name="codes"):
             f"{name} must have the shape (n, {n_columns})"
             f"{' or (n,)' if n_columns == 1 else ''}, got {array.shape}"
         )
-    if array.size and not (array.min() >= 0 and array.max() < n_codewords):
-        raise ValueError(
-            f"{name} must be from 0 to {n_codewords - 1}, "
-            f"got values from {array.min()} to {array.max()}"
-        )
-    return array if array.size else array.astype(np.intp)
+    if not array.size:
+        return array.astype(np.intp)
+    limits = np.broadcast_to(n_codewords, n_columns)
+    for column in range(n_columns) if limits.min() < limits.max() else [slice(None)]:
+        least, most = array[:, column].min(), array[:, column].max()
+        limit = limits[column] if isinstance(column, int) else limits[0]
+        if not (least >= 0 and most < limit):
+            where = f" in column {column}" if isinstance(column, int) else ""
+            raise ValueError(
+                f"{name} must be from 0 to {limit - 1}{where}, got values from {least} to {most}"
+            )
+    return array
 
 
 def as_labels(codes, n_codewords, name="codes"):

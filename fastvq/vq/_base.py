@@ -3,10 +3,13 @@
 A quantizer derives from `BaseQuantizer`, fits inside ``with self._all_or_nothing():``, and defines
 
 - ``_code_bits``: the bits of each code of a row, in order (a VectorQuantizer has one code), and
-  ``_code_range``: the number of values that a code can have;
+  ``_code_range``: the number of values that a code can have, one for all or one for each;
+- ``_codebook_dtype``: the dtype of what codes stand for;
 - ``_encode(rows, codes)``: the codes of checked rows, written into an array;
-- ``_squared_error(X, weight)``: the weighted sum of Σ_f (x − x̂)² over checked rows;
-- ``fit``, ``transform`` and ``inverse_transform``.
+- ``_decode(codes, out)``: what checked codes stand for, written into an array;
+- ``fit``, and ``partial_fit`` where the method allows it.
+
+What it can do better than by encoding and decoding, it overrides (``_squared_error``).
 """
 
 import contextlib
@@ -20,12 +23,12 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.metadata_routing import UNUSED
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import _check_feature_names_in, check_is_fitted, validate_data
 
 from fastvq._validation import as_bytes, as_codes, as_out, as_rows, as_weights
-from fastvq.vq._rows import spans
+from fastvq.vq._rows import ordered_sum, spans
 
-__all__ = ["BaseQuantizer", "code_bits", "code_dtype", "random_state_of"]
+__all__ = ["BaseQuantizer", "code_bits", "code_dtype", "column_names", "random_state_of"]
 
 _BLOCK_BYTES = 1 << 22  # of rows in flight where work goes block by block
 
@@ -36,7 +39,7 @@ class BaseQuantizer(TransformerMixin, BaseEstimator):
     # These steer a call and say nothing about rows: no metadata to route.
     __metadata_request__fit: ClassVar = {"callback": UNUSED}
     __metadata_request__transform: ClassVar = {"out": UNUSED}
-    __metadata_request__inverse_transform: ClassVar = {"codes": UNUSED}
+    __metadata_request__inverse_transform: ClassVar = {"codes": UNUSED, "out": UNUSED}
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
@@ -60,6 +63,67 @@ class BaseQuantizer(TransformerMixin, BaseEstimator):
                 stacklevel=2,
             )
         super().__setstate__(state)
+
+    def transform(self, X: ArrayLike, out: NDArray | None = None) -> NDArray:
+        """Encode rows.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+        out : ndarray of shape (n_samples, n_codes), optional
+            Where to write, of exactly the dtype of the result and in C order.
+
+        Returns
+        -------
+        codes : ndarray of shape (n_samples, n_codes)
+            In the smallest unsigned dtype that holds them. Codes are labels, not quantities:
+            ``codes * 256`` raises or wraps around in so small a dtype.
+        """
+        rows = self._checked(X)
+        codes = self._new_codes(len(rows), out)
+        self._encode(rows, codes)
+        return codes
+
+    def inverse_transform(self, codes: ArrayLike, out: NDArray | None = None) -> NDArray:
+        """The vectors that codes stand for.
+
+        Parameters
+        ----------
+        codes : array-like of integers of shape (n_samples, n_codes)
+        out : ndarray of shape (n_samples, n_features), optional
+            Where to write, of exactly the dtype of the result and in C order.
+
+        Returns
+        -------
+        X : ndarray of shape (n_samples, n_features)
+
+        Raises
+        ------
+        ValueError, TypeError
+            For numbers that are no codes of this quantizer.
+        """
+        check_is_fitted(self)
+        codes = as_codes(codes, self._code_range, len(self._code_bits))
+        out = as_out(out, (len(codes), self.n_features_in_), self._codebook_dtype)
+        self._decode(codes, out)
+        return out
+
+    def get_feature_names_out(self, input_features: ArrayLike | None = None) -> NDArray:
+        """Names of the columns that `transform` gives.
+
+        Parameters
+        ----------
+        input_features : array-like of str, optional
+            Checked against the names that `fit` saw.
+
+        Returns
+        -------
+        names : ndarray of str objects
+            ``productquantizer0``, ``productquantizer1``, ...
+        """
+        check_is_fitted(self)
+        _check_feature_names_in(self, input_features)
+        return column_names(self, len(self._code_bits))
 
     def distortion(self, X: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
         """Mean over the rows of their squared distance to what their code stands for.
@@ -216,6 +280,22 @@ class BaseQuantizer(TransformerMixin, BaseEstimator):
                     self._encode(rows, self._new_codes(len(rows)))
                 raise
 
+    def _squared_error(self, X, weight):
+        """Weighted sum of Σ_f (x − x̂)² over checked rows."""
+        errors = []
+
+        def add(span):
+            codes = self._new_codes(span.stop - span.start)
+            self._encode(X[span], codes)
+            decoded = np.empty(X[span].shape, self._codebook_dtype)
+            self._decode(codes, decoded)
+            error = np.subtract(X[span], decoded, dtype=np.float64)
+            squared = np.einsum("nd,nd->n", error, error)
+            errors.append(ordered_sum(squared, None if weight is None else weight[span]))
+
+        self._by_blocks(X, _BLOCK_BYTES // (8 * X.shape[1]), add)
+        return sum(errors)
+
     def _new_codes(self, n_rows, out=None):
         shape = (n_rows, len(self._code_bits))
         return as_out(out, shape, code_dtype(self._code_bits))
@@ -248,6 +328,12 @@ def code_bits(n_codewords):
 def code_dtype(bits):
     """The smallest unsigned dtype that holds codes of these numbers of bits."""
     return np.min_scalar_type(2 ** max(bits) - 1)
+
+
+def column_names(estimator, n_columns):
+    """The names that scikit-learn gives to columns which are no features of the input."""
+    stem = type(estimator).__name__.lower()
+    return np.array([f"{stem}{column}" for column in range(n_columns)], dtype=object)
 
 
 def random_state_of(random_state):

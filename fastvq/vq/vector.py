@@ -28,7 +28,7 @@ from fastvq._validation import (
     as_weights,
     as_word,
 )
-from fastvq.vq._base import BaseQuantizer, code_bits, random_state_of
+from fastvq.vq._base import BaseQuantizer, code_bits, column_names, random_state_of
 from fastvq.vq._fit import Outcome, Settings, fit_rows, step
 from fastvq.vq._rows import Rows, UnitRows, draw_positions, rows_of
 from fastvq.vq._seeding import INITS
@@ -350,7 +350,9 @@ class VectorQuantizer(BaseQuantizer):
         """
         return self._transform(self._checked(X), out)
 
-    def inverse_transform(self, codes: ArrayLike | sparse.spmatrix) -> NDArray:
+    def inverse_transform(
+        self, codes: ArrayLike | sparse.spmatrix, out: NDArray | None = None
+    ) -> NDArray:
         """The codewords that codes stand for.
 
         Parameters
@@ -358,6 +360,8 @@ class VectorQuantizer(BaseQuantizer):
         codes : array-like of shape (n_samples, 1), (n_samples,) or (n_samples, n_codewords)
             Integers of any dtype, or one-hot rows, sparse or dense. With
             ``output="reconstruction"``, its (n_samples, n_features) floats come back as they are.
+        out : ndarray of shape (n_samples, n_features), optional
+            Where to write, of exactly the dtype of `codebook_` and in C order.
 
         Returns
         -------
@@ -370,9 +374,15 @@ class VectorQuantizer(BaseQuantizer):
         """
         check_is_fitted(self)
         if self._output() == "reconstruction" and np.asarray(codes).dtype.kind == "f":
-            return self._checked(codes)
-        labels = as_labels(codes, len(self.codebook_))
-        return np.take(self.codebook_, labels.astype(np.intp, copy=False), axis=0)
+            rows = self._checked(codes)
+            if out is None:
+                return rows
+            out = as_out(out, rows.shape, self.codebook_.dtype)
+            out[:] = rows
+            return out
+        labels = as_labels(codes, len(self.codebook_)).astype(np.intp, copy=False)
+        out = as_out(out, (len(labels), self.n_features_in_), self.codebook_.dtype)
+        return np.take(self.codebook_, labels, axis=0, out=out, mode="clip")  # "raise" copies out
 
     def get_feature_names_out(self, input_features: ArrayLike | None = None) -> NDArray:
         """Names of the columns that `transform` gives.
@@ -392,9 +402,7 @@ class VectorQuantizer(BaseQuantizer):
         output = self._output()
         if output == "reconstruction":
             return names
-        n_columns = 1 if output == "codes" else len(self.codebook_)
-        stem = type(self).__name__.lower()
-        return np.array([f"{stem}{column}" for column in range(n_columns)], dtype=object)
+        return column_names(self, 1 if output == "codes" else len(self.codebook_))
 
     # ---- how it is fitted ------------------------------------------------------------------
 
