@@ -283,9 +283,7 @@ class _Plain:
     def __init__(self, source, book, codes, others, threads):
         self.source, self.book, self.codes, self.threads = source, book, codes, threads
         self.others = others
-        room_for = 0 if book.panels is None else book.n_codewords
-        d = book.codebook.shape[1]
-        self._workspace = _workspace("assign", d, book.dtype, threads, room_for)
+        self._workspace = _workspace("assign", book.codebook.shape[1], book.dtype, threads)
 
     def run(self, first, last):
         for start, stop in _calls(last - first, self.book.codebook.size):
@@ -301,7 +299,7 @@ class _Plain:
             return
         doubtful = np.empty(stop - start, np.uint8)
         bad = load("assign").assign_expanded(
-            source.fields, start, stop, book.scale, book.shift, book.panels, book.n_codewords,
+            source.fields, start, stop, book.scale, book.shift, book.codebook, book.panels,
             book.radius, book.rounding, part.ctypes.data, part.itemsize, doubtful,
             np.empty(0, book.dtype) if others is None else others, self._workspace, self.threads,
         )  # fmt: skip
@@ -731,8 +729,8 @@ def thread_count(n_threads, work=math.inf):
     return int(max(1, min(_threads.effective(n_threads), work // _THREAD_WORK)))
 
 
-def _workspace(kernel, d, dtype, threads, *sizes):
-    size = load(kernel).workspace_bytes(d, dtype.itemsize, *sizes)
+def _workspace(kernel, d, dtype, threads):
+    size = load(kernel).workspace_bytes(d, dtype.itemsize)
     return _aligned((threads, size), np.dtype(np.uint8))
 
 

@@ -139,7 +139,7 @@ def test_two_nearest_of_equals_lowest_first():
 
 
 @bits
-@pytest.mark.parametrize("d", [1, 3, 4, 16, 17, 64])
+@pytest.mark.parametrize("d", [1, 3, 4, 16, 17, 64, 150])
 def test_ties_go_to_the_lowest_index(d, precision):
     """Small integers, for which both precisions are exact: the twin's codes and no others."""
     rng = np.random.RandomState(d)
@@ -152,7 +152,7 @@ def test_ties_go_to_the_lowest_index(d, precision):
 
 
 @bits
-@pytest.mark.parametrize("d", [*range(1, 19), 33])
+@pytest.mark.parametrize("d", [*range(1, 19), 33, 150])
 def test_definition_to_the_last_bit(d, precision):
     """Rows about the middle between two codewords, where the last bit of a sum decides: `assign`
     and `assign_two` compare sums of squares in the order of features, fused where the level has

@@ -11,7 +11,7 @@ every plan gives the same codes.
 from cython.parallel cimport prange, threadid
 from libc.stdint cimport int32_t, uint8_t, uint16_t
 
-from fastvq._kernels.rows cimport Rows, pack_block, real, rows_of
+from fastvq._kernels.rows cimport Rows, pack_block, real, rows_of, scaled_rows
 
 cdef extern from "tile.h" nogil:
     enum:
@@ -19,15 +19,17 @@ cdef extern from "tile.h" nogil:
         NARROW_CODEWORDS
         WIDE_CODEWORDS
         MOST_ROWS
-        PART_FEATURES
+        MOST_TOGETHER
     Py_ssize_t f32_block_rows(Py_ssize_t)
     Py_ssize_t f64_block_rows(Py_ssize_t)
     void f32_centre(const float *, Py_ssize_t, float, const float *, float *, float *)
     void f64_centre(const double *, Py_ssize_t, double, const double *, double *, double *)
-    void f32_expand(const float *, const float *, Py_ssize_t, Py_ssize_t, float *, float *,
-                    float *, int32_t *)
-    void f64_expand(const double *, const double *, Py_ssize_t, Py_ssize_t, double *, double *,
-                    double *, int32_t *)
+    Py_ssize_t f32_blocks_together(Py_ssize_t)
+    Py_ssize_t f64_blocks_together(Py_ssize_t)
+    void f32_expand(const float *, Py_ssize_t, const float *, Py_ssize_t, Py_ssize_t, float *,
+                    float *, float *, int32_t *, int32_t *)
+    void f64_expand(const double *, Py_ssize_t, const double *, Py_ssize_t, Py_ssize_t, double *,
+                    double *, double *, int32_t *, int32_t *)
     void f32_direct(const float *, const float *, Py_ssize_t, Py_ssize_t, float *, int32_t *)
     void f64_direct(const double *, const double *, Py_ssize_t, Py_ssize_t, double *, int32_t *)
     void f32_direct_two(const float *, const float *, Py_ssize_t, Py_ssize_t, float *, float *,
@@ -35,9 +37,12 @@ cdef extern from "tile.h" nogil:
     void f64_direct_two(const double *, const double *, Py_ssize_t, Py_ssize_t, double *,
                         double *, int32_t *)
 
+cdef extern from "pair.h" nogil:
+    float f32_in_order(const float *, const float *, Py_ssize_t)
+    double f64_in_order(const double *, const double *, Py_ssize_t)
+
 cdef enum:
     TASK_BLOCKS = 32  # blocks in a unit of work that a thread takes
-    MOST_IN_PARTS = 16384  # codewords: their sums are scratch memory, 4 MB at most
 
 
 def panel_codewords(Py_ssize_t d):
@@ -45,22 +50,14 @@ def panel_codewords(Py_ssize_t d):
     return NARROW_CODEWORDS if d <= NARROW_FEATURES else WIDE_CODEWORDS
 
 
-def workspace_bytes(Py_ssize_t d, int itemsize, Py_ssize_t k=0):
-    """Scratch memory of one thread: a packed block and, for assign_expanded with k codewords, a
-    sum for each row of it and codeword where sums are taken in parts."""
-    cdef Py_ssize_t rows = block_rows(d, itemsize), values = rounded(rows * d)
-    if in_parts(d, k):
-        values += rows * (k + WIDE_CODEWORDS)
-    return (values * itemsize + 63) // 64 * 64
+def workspace_bytes(Py_ssize_t d, int itemsize):
+    """Scratch memory of one thread: the packed blocks that it works on."""
+    return (rows_together(d, itemsize) * d * itemsize + 63) // 64 * 64
 
 
-cdef inline bint in_parts(Py_ssize_t d, Py_ssize_t k) noexcept nogil:
-    return d > PART_FEATURES and 0 < k <= MOST_IN_PARTS
-
-
-cdef inline Py_ssize_t rounded(Py_ssize_t values) noexcept nogil:
-    """So many values that what follows is aligned again."""
-    return (values + 15) // 16 * 16
+cdef inline Py_ssize_t rows_together(Py_ssize_t d, int itemsize) noexcept nogil:
+    cdef Py_ssize_t blocks = f32_blocks_together(d) if itemsize == 4 else f64_blocks_together(d)
+    return blocks * block_rows(d, itemsize)
 
 
 cdef inline Py_ssize_t block_rows(Py_ssize_t d, int itemsize) noexcept nogil:
@@ -90,7 +87,8 @@ cdef inline void put_codes(
 def assign_expanded(
     tuple source, Py_ssize_t start, Py_ssize_t stop,  # IN: positions start .. stop of the rows
     double scale, const real[::1] shift,  # IN (d,): rows become x * scale - shift
-    const real[::1] panels, Py_ssize_t n_codewords,  # IN: see tile_body.h
+    const real[:, ::1] codebook,  # IN (k, d), multiplied by scale already
+    const real[::1] panels,  # IN: the same, centred and packed; see tile_body.h
     double radius, double rounding,  # IN: largest |c - centre|, unit of rounding error
     size_t codes, int itemsize,  # OUT (stop - start,): address and size of an unsigned code
     uint8_t[::1] doubtful,  # OUT (stop - start,): 1 where the direct tile must decide
@@ -101,7 +99,9 @@ def assign_expanded(
     """Codes from the expanded values; 0, or 1 where a row is out of range (see rows.pxd)."""
     cdef Rows rows = rows_of(source)
     cdef Py_ssize_t d = rows.n_features
-    cdef Py_ssize_t task = TASK_BLOCKS * block_rows(d, sizeof(real))
+    cdef Py_ssize_t together = rows_together(d, sizeof(real))
+    cdef Py_ssize_t blocks = together // block_rows(d, sizeof(real))
+    cdef Py_ssize_t task = TASK_BLOCKS // blocks * together
     cdef Py_ssize_t n_tasks = (stop - start + task - 1) // task, t
     cdef Codes out = Codes(<char *> codes, itemsize)
     cdef real *others_data = &others[0] if others.shape[0] else NULL
@@ -110,52 +110,86 @@ def assign_expanded(
         for t in prange(n_tasks, schedule="dynamic", num_threads=n_threads):
             bad |= expand_task(
                 &rows, start, start + t * task, min(start + (t + 1) * task, stop),
-                <real> scale, &shift[0], &panels[0], n_codewords, radius, rounding,
+                <real> scale, &shift[0], &codebook[0, 0], codebook.shape[0], &panels[0], radius,
+                rounding,
                 out, &doubtful[0], others_data, <real *> &workspace[threadid(), 0])
     return bad
 
 
 cdef int expand_task(
     const Rows *rows, Py_ssize_t origin, Py_ssize_t start, Py_ssize_t stop,
-    real scale, const real *shift, const real *panels, Py_ssize_t n_codewords,
+    real scale, const real *shift, const real *codebook, Py_ssize_t k, const real *panels,
     double radius, double rounding, Codes codes, uint8_t *doubtful, real *others, real *block,
 ) noexcept nogil:
     cdef Py_ssize_t d = rows.n_features, width = block_rows(d, sizeof(real))
+    cdef Py_ssize_t together = rows_together(d, sizeof(real))
     cdef Py_ssize_t per_group = NARROW_CODEWORDS if d <= NARROW_FEATURES else WIDE_CODEWORDS
-    cdef Py_ssize_t groups = (n_codewords + per_group - 1) // per_group
-    cdef Py_ssize_t b, first, count, r, place
-    cdef real best[MOST_ROWS]
-    cdef real second[MOST_ROWS]
-    cdef real norm[MOST_ROWS]
-    cdef real margin[MOST_ROWS]
-    cdef int32_t code[MOST_ROWS]
-    cdef real *partial = block + rounded(width * d) if in_parts(d, n_codewords) else NULL
+    cdef Py_ssize_t groups = (k + per_group - 1) // per_group
+    cdef Py_ssize_t i, b, blocks, first, count, r, place
+    cdef real best[MOST_TOGETHER]
+    cdef real second[MOST_TOGETHER]
+    cdef real third[MOST_TOGETHER]
+    cdef real norm[MOST_TOGETHER]
+    cdef real margin[MOST_TOGETHER]
+    cdef int32_t code[MOST_TOGETHER]
+    cdef int32_t runner_up[MOST_TOGETHER]
+    cdef real *packed
     cdef real of_codebook = <real> (radius * radius * 4 * rounding)
     cdef real of_norm = <real> (1.001 * 4 * rounding)
     cdef int bad = 0
-    for b in range((stop - start + width - 1) // width):
-        first = start + b * width
+    for i in range((stop - start + together - 1) // together):
+        first = start + i * together
         place = first - origin
-        count = min(width, stop - first)
-        pack_block(rows, first, count, width, block)
+        count = min(together, stop - first)
+        blocks = (count + width - 1) // width
+        for b in range(blocks):
+            packed = block + b * width * d
+            pack_block(rows, first + b * width, min(width, count - b * width), width, packed)
+            if real is float:
+                f32_centre(packed, d, scale, shift, packed, norm + b * width)
+            else:
+                f64_centre(packed, d, scale, shift, packed, norm + b * width)
         if real is float:
-            f32_centre(block, d, scale, shift, block, norm)
-            f32_expand(block, panels, groups, d, partial, best, second, code)
+            f32_expand(block, blocks, panels, groups, d, best, second, third, code,
+                       runner_up)
         else:
-            f64_centre(block, d, scale, shift, block, norm)
-            f64_expand(block, panels, groups, d, partial, best, second, code)
-        put_codes(codes, place, code, count)
+            f64_expand(block, blocks, panels, groups, d, best, second, third, code,
+                       runner_up)
         bad |= out_of_range(norm, count)
         for r in range(count):
             # Twice the error of a value: rounding * ((|x| + R)^2 + |x - c|^2) at most, the first
             # part from the expansion, the second from the differences; see Prepared.rounding.
             margin[r] = 2 * (of_codebook + of_norm * norm[r])
-        for r in range(count):
-            doubtful[place + r] = not (second[r] - best[r] > margin[r])
         if others != NULL:
             for r in range(count):
                 others[place + r] = max(<real> 0, second[r] + norm[r] - margin[r])
+        for r in range(count):
+            doubtful[place + r] = not (second[r] - best[r] > margin[r])
+        for r in range(count):
+            if doubtful[place + r] and third[r] - best[r] > margin[r]:
+                doubtful[place + r] = 0
+                code[r] = nearer(rows, first + r, scale, codebook, code[r], runner_up[r], block)
+                if others != NULL:
+                    others[place + r] = max(<real> 0, best[r] + norm[r] - margin[r])
+        put_codes(codes, place, code, count)
     return bad
+
+
+cdef inline int32_t nearer(
+    const Rows *rows, Py_ssize_t position, real scale, const real *codebook,
+    int32_t a, int32_t b, real *scratch,
+) noexcept nogil:
+    """Which of two codewords is nearer to a row by definition; the lower of equally near ones."""
+    cdef Py_ssize_t d = rows.n_features
+    cdef const real *row = scaled_rows(rows, position, 1, scale, scratch)
+    cdef real of_a, of_b
+    if b < a:
+        a, b = b, a
+    if real is float:
+        of_a, of_b = f32_in_order(row, codebook + a * d, d), f32_in_order(row, codebook + b * d, d)
+    else:
+        of_a, of_b = f64_in_order(row, codebook + a * d, d), f64_in_order(row, codebook + b * d, d)
+    return b if of_b < of_a else a
 
 
 cdef inline int out_of_range(const real *squares, Py_ssize_t n) noexcept nogil:

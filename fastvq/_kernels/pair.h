@@ -17,20 +17,25 @@ enum { PARTS = 32, IN_ORDER = 12 };
         sums[p] += difference * difference;                                                     \
     }
 
-#define DEFINE_SQUARED_DISTANCE(REAL, LANES, COUNT, MULTIPLY_ADD, NAME)                         \
+/* The definition of a code compares these: one sum, features in order. */
+#define DEFINE_IN_ORDER(REAL, MULTIPLY_ADD, NAME)                                               \
+    INLINE REAL NAME(const REAL *a, const REAL *b, ptrdiff_t d)                                 \
+    {                                                                                           \
+        REAL sum = 0;                                                                           \
+        for (ptrdiff_t f = 0; f < d; f++) {                                                     \
+            REAL difference = a[f] - b[f];                                                      \
+            sum = MULTIPLY_ADD(difference, difference, sum);                                    \
+        }                                                                                       \
+        return sum;                                                                             \
+    }
+
+#define DEFINE_SQUARED_DISTANCE(REAL, LANES, COUNT, IN_ORDER_NAME, NAME)                        \
     INLINE REAL NAME(const REAL *a, const REAL *b, ptrdiff_t d)                                 \
     {                                                                                           \
         typedef LANES LANES_;                                                                   \
         typedef LANES unaligned __attribute__((aligned(sizeof(REAL))));                         \
         ptrdiff_t f = 0;                                                                        \
-        if (d <= IN_ORDER) {                                                                    \
-            REAL sum = 0;                                                                       \
-            for (; f < d; f++) {                                                                \
-                REAL difference = a[f] - b[f];                                                  \
-                sum = MULTIPLY_ADD(difference, difference, sum);                                \
-            }                                                                                   \
-            return sum;                                                                         \
-        }                                                                                       \
+        if (d <= IN_ORDER) return IN_ORDER_NAME(a, b, d);                                       \
         LANES sums[PARTS / COUNT];                                                              \
         UNROLL for (int p = 0; p < PARTS / COUNT; p++) sums[p] = (LANES){0};                    \
         for (; f + PARTS <= d; f += PARTS)                                                      \
@@ -73,7 +78,9 @@ enum { PARTS = 32, IN_ORDER = 12 };
         }                                                                                       \
     }
 
-DEFINE_SQUARED_DISTANCE(float, f32_lanes, F32_LANES, f32_multiply_add, f32_squared_distance)
-DEFINE_SQUARED_DISTANCE(double, f64_lanes, F64_LANES, f64_multiply_add, f64_squared_distance)
+DEFINE_IN_ORDER(float, f32_multiply_add, f32_in_order)
+DEFINE_IN_ORDER(double, f64_multiply_add, f64_in_order)
+DEFINE_SQUARED_DISTANCE(float, f32_lanes, F32_LANES, f32_in_order, f32_squared_distance)
+DEFINE_SQUARED_DISTANCE(double, f64_lanes, F64_LANES, f64_in_order, f64_squared_distance)
 
 #endif

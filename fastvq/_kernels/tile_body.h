@@ -107,63 +107,61 @@ INLINE void NAME(start)(const REAL *group, LANES values[CODEWORDS][VECTORS])
         UNROLL for (int v = 0; v < VECTORS; v++) values[c][v] = (LANES){0} + group[c];
 }
 
-INLINE void NAME(expand_)(const REAL *rows, const REAL *panels, ptrdiff_t groups, ptrdiff_t d,
-                          REAL *partial, REAL *best_out, REAL *second_out, int32_t *codes)
+/* Groups outside, blocks of rows inside: a group stays in the first-level cache while the blocks,
+ * which stay in the second, pass by. What is known of each block is kept in `best` and so on. */
+INLINE void NAME(expand_)(const int keep_two, const REAL *rows, ptrdiff_t blocks,
+                          const REAL *panels, ptrdiff_t groups, ptrdiff_t d, REAL *best_out,
+                          REAL *second_out, REAL *third_out, int32_t *codes, int32_t *runners_up)
 {
-    LANES best[VECTORS], second[VECTORS];
-    INTS index[VECTORS];
-    ptrdiff_t done = 0;
-    for (; partial && d - done > PART_FEATURES + PART_FEATURES / 2; done += PART_FEATURES) {
-        const REAL *group = panels;
-        LANES *sums = (LANES *)partial;
-        for (ptrdiff_t g = 0; g < groups; g++, group += CODEWORDS * (d + 1)) {
-            LANES values[CODEWORDS][VECTORS];
-            if (done == 0)
-                NAME(start)(group, values);
-            else
-                UNROLL for (int c = 0; c < CODEWORDS; c++)
-                    UNROLL for (int v = 0; v < VECTORS; v++)
-                        values[c][v] = sums[c * VECTORS + v];
-            NAME(multiply)(rows + done * ROWS, group + CODEWORDS * (1 + done), PART_FEATURES, values);
-            UNROLL for (int c = 0; c < CODEWORDS; c++)
-                UNROLL for (int v = 0; v < VECTORS; v++) *sums++ = values[c][v];
-        }
-    }
-    UNROLL for (int v = 0; v < VECTORS; v++)
-    {
-        best[v] = second[v] = (LANES){0} + (REAL)__builtin_inf();
-        index[v] = (INTS){0};
-    }
-    const LANES *sums = (const LANES *)partial;
-    for (ptrdiff_t g = 0; g < groups; g++, panels += CODEWORDS * (d + 1)) {
-        LANES values[CODEWORDS][VECTORS];
-        if (done == 0)
-            NAME(start)(panels, values);
-        else
-            UNROLL for (int c = 0; c < CODEWORDS; c++)
-                UNROLL for (int v = 0; v < VECTORS; v++) values[c][v] = *sums++;
-        NAME(multiply)(rows + done * ROWS, panels + CODEWORDS * (1 + done), d - done, values);
-        INTS candidate = (INTS){0} + (int32_t)(g * CODEWORDS);
-        /* Vectors outside: what belongs to one of them stays in registers meanwhile. */
+    LANES best[BLOCKS][VECTORS], second[BLOCKS][VECTORS], third[BLOCKS][VECTORS];
+    INTS index[BLOCKS][VECTORS], runner_up[BLOCKS][VECTORS];
+    if (BLOCKS == 1) blocks = 1; /* so that all of it stays in registers */
+    for (ptrdiff_t b = 0; b < blocks; b++)
         UNROLL for (int v = 0; v < VECTORS; v++)
         {
-            /* Later codewords seldom are among the two best of any row: look at the least of a
-             * group first. With few features that look is as long as what it saves. */
-            if (LOOK_FIRST) {
-                LANES least = values[0][v];
-                UNROLL for (int c = 1; c < CODEWORDS; c++) least = TYPED(min)(least, values[c][v]);
-                if (!TYPED(below)(least, second[v])) continue;
-            }
-            UNROLL for (int c = 0; c < CODEWORDS; c++)
+            best[b][v] = second[b][v] = third[b][v] = (LANES){0} + (REAL)__builtin_inf();
+            index[b][v] = runner_up[b][v] = (INTS){0};
+        }
+    for (ptrdiff_t g = 0; g < groups; g++, panels += CODEWORDS * (d + 1)) {
+        INTS candidate = (INTS){0} + (int32_t)(g * CODEWORDS);
+        for (ptrdiff_t b = 0; b < blocks; b++) {
+            LANES values[CODEWORDS][VECTORS];
+            NAME(start)(panels, values);
+            NAME(multiply)(rows + b * ROWS * d, panels + CODEWORDS, d, values);
+            /* Vectors outside: what belongs to one of them stays in registers meanwhile. */
+            UNROLL for (int v = 0; v < VECTORS; v++)
             {
-                second[v] = TYPED(min)(second[v], TYPED(max)(best[v], values[c][v]));
-                TYPED(keep_nearest)(values[c][v], candidate + c, &best[v], &index[v]);
+                /* Later codewords seldom are among the nearest of any row: look at the least of a
+                 * group first. With few features that look is as long as what it saves. */
+                if (MANY_FEATURES) {
+                    LANES least = values[0][v];
+                    UNROLL for (int c = 1; c < CODEWORDS; c++)
+                        least = TYPED(min)(least, values[c][v]);
+                    if (!TYPED(below)(least, keep_two ? third[b][v] : second[b][v])) continue;
+                }
+                UNROLL for (int c = 0; c < CODEWORDS; c++)
+                {
+                    LANES value = values[c][v], loser = TYPED(max)(best[b][v], value);
+                    if (keep_two) {
+                        INTS less = value < best[b][v], code = candidate + c;
+                        INTS losing = (less & index[b][v]) | (~less & code);
+                        third[b][v] = TYPED(min)(third[b][v], TYPED(max)(second[b][v], loser));
+                        TYPED(keep_nearest)(loser, losing, &second[b][v], &runner_up[b][v]);
+                    } else {
+                        second[b][v] = TYPED(min)(second[b][v], loser);
+                    }
+                    TYPED(keep_nearest)(value, candidate + c, &best[b][v], &index[b][v]);
+                }
             }
         }
     }
-    NAME(put)(best, best_out);
-    NAME(put)(second, second_out);
-    NAME(put_codes)(index, codes);
+    for (ptrdiff_t b = 0; b < blocks; b++) {
+        NAME(put)(best[b], best_out + b * ROWS);
+        NAME(put)(second[b], second_out + b * ROWS);
+        NAME(put)(keep_two ? third[b] : second[b], third_out + b * ROWS);
+        NAME(put_codes)(index[b], codes + b * ROWS);
+        NAME(put_codes)(runner_up[b], runners_up + b * ROWS);
+    }
 }
 
 INLINE void NAME(direct_)(const REAL *rows, const REAL *codebook, ptrdiff_t k, ptrdiff_t d,
@@ -196,15 +194,25 @@ INLINE void NAME(direct_)(const REAL *rows, const REAL *codebook, ptrdiff_t k, p
 #define EACH_SIZE(CASE)
 #endif
 
-/* Best and second-best value of every row and the code of the best. */
-static void NAME(expand)(const REAL *rows, const REAL *panels, ptrdiff_t groups, ptrdiff_t d,
-                         REAL *partial, REAL *best, REAL *second, int32_t *codes)
+/* The three least values of every row of `blocks` packed blocks, at most BLOCKS, one after another,
+ * and the codes of the least and the second. Up to RUNNER_UP_FEATURES, where that would cost time,
+ * the third is not looked for: it is the second then, and the runner-up 0. */
+static void NAME(expand)(const REAL *rows, ptrdiff_t blocks, const REAL *panels, ptrdiff_t groups,
+                         ptrdiff_t d, REAL *best, REAL *second, REAL *third, int32_t *codes,
+                         int32_t *runners_up)
 {
     switch (d) {
-#define CASE(D) case D: NAME(expand_)(rows, panels, groups, D, partial, best, second, codes); return;
+#define CASE(D) \
+    case D:                                                                                 \
+        NAME(expand_)(0, rows, blocks, panels, groups, D, best, second, third, codes, runners_up); \
+        return;
         EACH_SIZE(CASE)
 #undef CASE
-    default: NAME(expand_)(rows, panels, groups, d, partial, best, second, codes);
+    default:
+        if (MANY_FEATURES && d > RUNNER_UP_FEATURES)
+            NAME(expand_)(1, rows, blocks, panels, groups, d, best, second, third, codes, runners_up);
+        else
+            NAME(expand_)(0, rows, blocks, panels, groups, d, best, second, third, codes, runners_up);
     }
 }
 

@@ -4,7 +4,8 @@
 #define CODEWORDS NARROW_CODEWORDS
 #define DIRECT NARROW_DIRECT
 #define NAME(name) TYPED(JOIN(narrow_, name))
-#define LOOK_FIRST 0
+#define MANY_FEATURES 0
+#define BLOCKS 1
 #ifdef TYPED_NARROW_CASES
 #define SIZES
 #endif
@@ -13,20 +14,23 @@
 #undef CODEWORDS
 #undef DIRECT
 #undef NAME
-#undef LOOK_FIRST
+#undef MANY_FEATURES
+#undef BLOCKS
 #undef SIZES
 
 #define VECTORS WIDE_VECTORS
 #define CODEWORDS WIDE_CODEWORDS
 #define DIRECT WIDE_CODEWORDS
 #define NAME(name) TYPED(JOIN(wide_, name))
-#define LOOK_FIRST 1
+#define MANY_FEATURES 1
+#define BLOCKS WIDE_BLOCKS
 #include "tile_body.h"
 #undef VECTORS
 #undef CODEWORDS
 #undef DIRECT
 #undef NAME
-#undef LOOK_FIRST
+#undef MANY_FEATURES
+#undef BLOCKS
 
 /* The shape that goes with d. Everything above is reached through these. */
 
@@ -47,12 +51,20 @@ INLINE void TYPED(centre)(const REAL *rows, ptrdiff_t d, REAL scale, const REAL 
     BY_SHAPE(centre, rows, d, scale, shift, centred, norms)
 }
 
-/* Values of the best and the second best codeword of every row, and the code of the best. partial:
- * room for a sum for each row and codeword, or NULL not to take sums in parts. */
-INLINE void TYPED(expand)(const REAL *rows, const REAL *panels, ptrdiff_t groups, ptrdiff_t d,
-                          REAL *partial, REAL *best, REAL *second, int32_t *codes)
+/* How many blocks of rows `expand` takes at once. */
+INLINE ptrdiff_t TYPED(blocks_together)(ptrdiff_t d)
 {
-    BY_SHAPE(expand, rows, panels, groups, d, partial, best, second, codes)
+    if (d <= NARROW_FEATURES) return 1;
+    ptrdiff_t fit = BLOCKS_BYTES / (ptrdiff_t)(sizeof(REAL) * TYPED(block_rows)(d) * d);
+    return fit < 1 ? 1 : fit < WIDE_BLOCKS ? fit : WIDE_BLOCKS;
+}
+
+/* The three least values of every row and the codes of two; see NAME(expand) in tile_body.h. */
+INLINE void TYPED(expand)(const REAL *rows, ptrdiff_t blocks, const REAL *panels, ptrdiff_t groups,
+                          ptrdiff_t d, REAL *best, REAL *second, REAL *third, int32_t *codes,
+                          int32_t *runners_up)
+{
+    BY_SHAPE(expand, rows, blocks, panels, groups, d, best, second, third, codes, runners_up)
 }
 
 INLINE void TYPED(direct)(const REAL *rows, const REAL *codebook, ptrdiff_t k, ptrdiff_t d,
