@@ -202,7 +202,7 @@ def assign(X, codebook, *, rows=None, codes=None, others=None, n_threads=None):
     """
     book = prepare(codebook)
     source = _Source(X, book.codebook.shape[1], rows)
-    codes = _room_for_codes(codes, source.n)
+    codes = _room_for_codes(codes, source.n, book.n_codewords)
     threads = thread_count(n_threads, source.n * book.codebook.size)
     plain = _Plain(source, book, codes, others, threads)
     done = 0
@@ -247,7 +247,7 @@ def assign_screened(
     if book.scale != 1:
         raise ValueError("codebook must not need scaling to be screened: use assign")
     source = _Source(X, book.codebook.shape[1], rows)
-    codes = _room_for_codes(codes, source.n)
+    codes = _room_for_codes(codes, source.n, book.n_codewords)
     threads = thread_count(n_threads, source.n * book.codebook.size // 16)
     _Screened(source, book, screen, short_rows, guesses, codes, distances, threads).run(0, source.n)
     return codes
@@ -763,7 +763,7 @@ def _check_closest(closest, n):
 _CODE_DTYPES = tuple(np.dtype(t) for t in ("uint8", "uint16", "uint32", "int32"))
 
 
-def _room_for_codes(codes, n):
+def _room_for_codes(codes, n, n_codewords):
     if codes is None:
         return np.empty(n, np.int32)
     if codes.shape != (n,) or codes.dtype not in _CODE_DTYPES:
@@ -773,6 +773,8 @@ def _room_for_codes(codes, n):
         )
     if not (codes.flags.c_contiguous and codes.flags.writeable):
         raise ValueError("codes must be contiguous and writeable")
+    if np.iinfo(codes.dtype).max < n_codewords - 1:
+        raise ValueError(f"codes of dtype {codes.dtype} cannot count {n_codewords} codewords")
     return codes
 
 

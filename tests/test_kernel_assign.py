@@ -250,6 +250,15 @@ def test_codes_that_are_read_only():
     assert not codes.any()
 
 
+@pytest.mark.parametrize(("dtype", "k"), [("uint8", 257), ("uint16", 65_537)])
+def test_codes_that_do_not_fit_their_dtype(dtype, k):
+    X, codebook = random_case(0, 5, 2, k)
+    codes = np.zeros(5, dtype)
+    assert kernels.assign(X, codebook[:-1], codes=codes) is codes
+    with pytest.raises(ValueError, match=f"{dtype} cannot count {k} codewords"):
+        kernels.assign(X, codebook, codes=codes)
+
+
 def test_more_than_65536_codewords():
     rng = np.random.RandomState(0)
     codebook = rng.standard_normal((65_600, 4)).astype(np.float32)
