@@ -395,7 +395,8 @@ def distances(X, codebook, codes, *, rows=None, out=None, n_threads=None):
     codes : ndarray of int32, shape (m,)
     rows : ndarray of intp, shape (m,), optional
         Row of each code; by default code i belongs to row i.
-    out : ndarray of the codebook's dtype, shape (m,), optional
+    out : ndarray of shape (m,), optional
+        Where to write, contiguous and of the dtype of the result.
     n_threads : int, optional
 
     Returns
@@ -407,18 +408,20 @@ def distances(X, codebook, codes, *, rows=None, out=None, n_threads=None):
     book = prepare(codebook)
     source = _Source(X, book.codebook.shape[1], rows)
     codes = _codes(codes, source.n, np.zeros(book.n_codewords, np.int64))
-    if out is None:
-        out = np.empty(source.n, book.dtype)
+    out = _room_for_squares(out, source.n, book)
+    squares = out if book.scale == 1 else np.empty(source.n, book.dtype)
     d = book.codebook.shape[1]
     threads = thread_count(n_threads, source.n * d)
     workspace = _workspace("distances", d, book.dtype, threads)
     for start, stop in _calls(source.n, d):
         bad = load("distances").to_codewords(
             source.fields, start, stop, book.scale, book.codebook, codes[start:stop],
-            out[start:stop], workspace, threads,
+            squares[start:stop], workspace, threads,
         )  # fmt: skip
         source.check(bad, book)
-    return _unscaled(out, book)
+    if squares is not out:
+        out[:] = _unscaled(squares, book)
+    return out
 
 
 def pairwise(X, codebook, *, n_threads=None):
@@ -776,6 +779,20 @@ def _room_for_codes(codes, n, n_codewords):
     if np.iinfo(codes.dtype).max < n_codewords - 1:
         raise ValueError(f"codes of dtype {codes.dtype} cannot count {n_codewords} codewords")
     return codes
+
+
+def _room_for_squares(out, n, book):
+    """Where squared distances go: float64 where those of a scaled codebook need its range."""
+    dtype = book.dtype if book.scale == 1 else np.dtype(np.float64)
+    if out is None:
+        return np.empty(n, dtype)
+    if out.shape != (n,) or out.dtype != dtype:
+        raise ValueError(
+            f"out must have shape ({n},) and dtype {dtype}, got {out.shape} of {out.dtype}"
+        )
+    if not (out.flags.c_contiguous and out.flags.writeable):
+        raise ValueError("out must be contiguous and writeable")
+    return out
 
 
 def _codes(codes, n, counts):

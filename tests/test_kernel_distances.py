@@ -173,6 +173,26 @@ def test_output_array():
     assert out[0] == out[-1] == -1
 
 
+@pytest.mark.parametrize("factor", [1, 1e-30, 1e30])
+def test_output_array_where_the_codebook_is_scaled(factor):
+    X, codebook = random_case(4, 30, 20, 9)
+    X, codebook = X * np.float32(factor), codebook * np.float32(factor)
+    expected = kernels.distances(X, codebook, some_codes(30, 9))
+    out = np.empty_like(expected)
+    assert kernels.distances(X, codebook, some_codes(30, 9), out=out) is out
+    assert_same_bits(out, expected)
+
+
+@pytest.mark.parametrize(
+    "out", [np.empty(29, "f4"), np.empty(30, "f8"), np.empty((30, 1), "f4"), np.empty(60, "f4")[::2],
+            np.broadcast_to(np.float32(0), 30)],
+)  # fmt: skip
+def test_output_array_is_checked(out):
+    X, codebook = random_case(4, 30, 20, 9)
+    with pytest.raises(ValueError, match="out must"):
+        kernels.distances(X, codebook, some_codes(30, 9), out=out)
+
+
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "int64", "uint32"])
 def test_dtypes_of_codes(dtype):
     X, codebook = random_case(4, 30, 20, 9)
