@@ -83,7 +83,7 @@ class Prepared:
     )
 
     def __init__(self, codebook, screen=False, bounds=False):
-        codebook = np.ascontiguousarray(codebook)
+        codebook = _own(codebook)
         self.scale = _scale(np.abs(codebook).max(), codebook.dtype)
         self.codebook = codebook
         if self.scale != 1:
@@ -155,7 +155,7 @@ def prepare(codebook, *, screen=False, bounds=False):
     Returns
     -------
     Prepared
-        To be passed in place of the codebook. Threads may share it.
+        To be passed in place of the codebook, which may change afterwards. Threads may share it.
     """
     if isinstance(codebook, Prepared):
         return codebook
@@ -691,6 +691,13 @@ class _Source:
             if len(outside):
                 return at[outside[0]]
         return None
+
+
+def _own(codebook):
+    """The codebook as a C-contiguous array that nobody will write into."""
+    flags = codebook.flags
+    shared = flags.writeable or not flags.owndata
+    return np.array(codebook, order="C", copy=True) if shared else np.ascontiguousarray(codebook)
 
 
 def _direct(source, start, stop, book, codes, workspace, threads):

@@ -211,6 +211,25 @@ def test_layouts_of_the_codebook(precision):
         np.testing.assert_array_equal(same, codebook)
 
 
+@bits
+@pytest.mark.parametrize("d", [2, 20])  # by differences, by expansion
+def test_a_prepared_codebook_is_its_own(d, precision):
+    X, codebook = random_case(0, 65, d, 31, precision, precision)
+    expected = kernels.assign(X, codebook)
+    frozen = codebook.view()
+    frozen.flags.writeable = False
+    books = [kernels.prepare(codebook), kernels.prepare(frozen)]
+    codebook[:] = codebook[::-1].copy()
+    for book in books:
+        assert_same_bits(kernels.assign(X, book), expected)
+
+
+def test_a_codebook_that_cannot_change_is_not_copied():
+    codebook = np.ones((3, 2), np.float32)
+    codebook.flags.writeable = False
+    assert kernels.prepare(codebook).codebook is codebook
+
+
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32", "int32"])
 @pytest.mark.parametrize("d", [2, 20])  # by differences, by expansion
 def test_dtypes_of_codes(d, dtype):
