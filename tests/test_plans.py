@@ -241,6 +241,14 @@ def test_how_far_others_moved():
     np.testing.assert_array_equal(_plans._moved_by_others(before, same), [1, 1, 1, 1])
 
 
+def test_a_single_codeword_has_no_others():
+    one = np.ones((1, 2), np.float32)
+    np.testing.assert_array_equal(_plans._moved_by_others(one, 2 * one), [0])
+    X = digits("float32")
+    rows = Rows(X, dtype=np.float32)
+    lloyd(rows, some_of(X, 1), PlainAssigner(rows), BoundedAssigner(rows))
+
+
 def test_bounds_hold_in_every_iteration():
     """What a plan keeps for a row never exceeds the distance to any codeword but its own."""
     X = digits("float32")

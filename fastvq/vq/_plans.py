@@ -180,7 +180,7 @@ def _moved_by_others(before, after):
     moved = np.sqrt(np.square(after.astype(np.float64) - before).sum(axis=1))
     farthest = int(moved.argmax())
     result = np.full(len(moved), moved[farthest])
-    result[farthest] = np.delete(moved, farthest).max()
+    result[farthest] = np.delete(moved, farthest).max(initial=0)  # a single one has no others
     return result
 
 
