@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import textwrap
 import zipfile
@@ -25,6 +26,7 @@ from fastvq._kernels import _cpu
 from fastvq._kernels._levels import levels_of
 
 CHECKOUT = Path(__file__).parent.parent
+KERNELS = CHECKOUT / "fastvq" / "_kernels"
 BASELINE = {"_cpu", "_cyutility", "_openmp"}
 LEVELS = [level.name for level in levels_of(_cpu.machine())]
 
@@ -176,6 +178,22 @@ def compiler_that_refuses(directory, flags):
     )
     path.chmod(0o755)
     return {"CC": str(path), "LDSHARED": f"{path} -shared"}
+
+
+@needs_build_tools
+@needs_compiler
+@pytest.mark.parametrize("kernel", sorted(path.stem for path in KERNELS.glob("*.pyx")))
+def test_the_compiler_has_nothing_to_say(kernel, tmp_path):
+    build = json.loads(Path(_kernels.__file__).with_name("_build.json").read_text())
+    directives = [f"-X{name}={value}" for name, value in build["directives"].items()]
+    translated = tmp_path / f"{kernel}.c"
+    source = KERNELS / f"{kernel}.pyx"
+    output = run(CHECKOUT, "-m", "cython", *directives, source, "-o", translated)
+    assert output == ""
+    includes = [f"-I{KERNELS}", f"-I{sysconfig.get_path('include')}"]
+    command = ["gcc", "-fsyntax-only", "-Wall", *build["flags"], *includes, translated]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
 
 
 @needs_build_tools

@@ -196,7 +196,7 @@ cdef int screen_task(
     cdef int32_t code[SCREEN_ROWS]
     cdef float best[SCREEN_ROWS]
     cdef const float *short_rows
-    cdef const int32_t *guess
+    cdef const int32_t *guess = NULL
     cdef int bad = 0
     for b in range((stop - start + SCREEN_ROWS - 1) // SCREEN_ROWS):
         first = start + b * SCREEN_ROWS
@@ -207,7 +207,8 @@ cdef int screen_task(
             short_rows = scratch.short_rows
         else:
             short_rows = kept + first * width
-        guess = NULL if guesses == NULL else guesses + place
+        if guesses != NULL:
+            guess = guesses + place
         bad |= screen_block(
             contiguous_rows(rows, first, count, scratch.rows), short_rows, rows.n_features, count,
             plan, guess, code, best, doubtful + place, &scratch)
