@@ -184,8 +184,8 @@ def test_output_array_where_the_codebook_is_scaled(factor):
 
 
 @pytest.mark.parametrize(
-    "out", [np.empty(29, "f4"), np.empty(30, "f8"), np.empty((30, 1), "f4"), np.empty(60, "f4")[::2],
-            np.broadcast_to(np.float32(0), 30)],
+    "out", [np.empty(29, "f4"), np.empty(30, "f8"), np.empty((30, 1), "f4"),
+            np.empty(60, "f4")[::2], np.broadcast_to(np.float32(0), 30)],
 )  # fmt: skip
 def test_output_array_is_checked(out):
     X, codebook = random_case(4, 30, 20, 9)
