@@ -239,8 +239,11 @@ def _encode(args):
         raise ValueError(
             f"{args.input} has {X.shape[1]} features, {args.codebook} has {codebook.shape[1]}"
         )
-    assign = kernels.assign if args.metric == "euclidean" else _assign_directions
     prepared = kernels.prepare(codebook)
+    if args.metric == "euclidean":
+        assign, prepared = kernels.assign, kernels.widened(prepared)
+    else:
+        assign = _assign_directions
     dtype = np.min_scalar_type(len(codebook) - 1)
 
     def encoded(span):

@@ -169,6 +169,17 @@ def prepare(codebook, *, screen=False, bounds=False):
     return Prepared(codebook, screen, bounds)
 
 
+def widened(book):
+    """A prepared codebook of float32 that is scaled, in float64; any other one as it is.
+
+    Scaling makes room for the codebook's squares, not for those of rows of another size. In float64
+    the squares of all float32 values fit.
+    """
+    if book.scale == 1 or book.dtype == np.float64:
+        return book
+    return prepare(book.codebook.astype(np.float64) / book.scale)
+
+
 def assign(X, codebook, *, rows=None, codes=None, others=None, n_threads=None):
     """Index of the nearest codeword of each row.
 

@@ -172,6 +172,17 @@ def test_round_trip_equals_the_estimator(folder, dtype, metric):
     np.testing.assert_array_equal(np.load("Y.npy"), expected.inverse_transform(codes), strict=True)
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_encode_beside_rows_of_another_size(folder, scale):
+    rows = np.random.default_rng(1).normal(size=(300, 4)) * scale
+    vq = VectorQuantizer(9, random_state=0).fit(rows.astype(np.float32))
+    X = np.concatenate([rows, rows * 1e-12, np.full((1, 4), 3e38)]).astype(np.float32)
+    np.save("X.npy", X)
+    np.save("C.npy", vq.codebook_)
+    assert run("encode X.npy --codebook C.npy -o codes.npy") == 0
+    np.testing.assert_array_equal(np.load("codes.npy"), vq.transform(X), strict=True)
+
+
 def test_as_programs(folder):
     fit = program("fit", "X.npy", "-o", "D.npy", "--codewords", "5", "--verbose")
     assert fit.returncode == 0, fit.stderr

@@ -180,6 +180,30 @@ class TestNumerics:
         expected = usual.set_params(output="distances").transform(X)
         assert distances.max() == pytest.approx(expected.max(), rel=0.02)
 
+    @pytest.mark.parametrize("scale", [1e-38, 1e-30, 1e-12, 1e12, 1e30])
+    def test_rows_of_another_size_than_the_codebook(self, scale):
+        """The nearest codeword of any float32 row is found, whatever else is in the batch."""
+        rng = np.random.RandomState(0)
+        vq = VectorQuantizer(8, random_state=0).fit((rng.randn(300, 5) * scale).astype("f4"))
+        sizes = [0, 1e-44, 1e-30, 1, scale, 1e12, 1e20, 1e38]
+        rows = np.concatenate([rng.uniform(-1, 1, (9, 5)) * size for size in sizes]).astype("f4")
+        wide = vq.codebook_.astype(np.float64)
+        exact = ((rows[:, None].astype(np.float64) - wide) ** 2).sum(axis=2)
+        codes = vq.transform(rows)
+        found = np.take_along_axis(exact, codes.astype(int), axis=1)[:, 0]
+        np.testing.assert_allclose(found, exact.min(axis=1), rtol=1e-12)
+        np.testing.assert_array_equal(np.concatenate([vq.transform(r[None]) for r in rows]), codes)
+        assert vq.distortion(rows) == pytest.approx(found.mean())
+        distances = vq.set_params(output="distances").transform(rows)
+        np.testing.assert_allclose(distances, np.sqrt(exact), rtol=1e-6)
+
+    def test_rows_too_large_for_a_codebook_of_ordinary_size(self):
+        vq = VectorQuantizer(2).fit(np.eye(2, dtype=np.float32))
+        X = np.float32([[0, 0], [0, 1e20]])
+        message = "too large to be compared with this codebook in float32: 1e[+]20 .row 1, feature"
+        with pytest.raises(ValueError, match=message):
+            vq.transform(X)
+
     def test_values_whose_squares_overflow_are_refused(self):
         X = np.random.RandomState(0).randn(100, 3) * 1e200
         with pytest.raises(ValueError, match="X holds values of .* overflow"):

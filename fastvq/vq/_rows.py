@@ -174,15 +174,12 @@ class Rows:
         """The codebook as the kernels can compare all rows with it.
 
         The kernels scale a codebook of tiny values up and refuse rows that are far larger, but a
-        fit may well start among the smallest of its rows. In float64 the squares of all float32
-        values fit; and beside rows of ordinary size, what is tiny in float64 is zero.
+        fit may well start among the smallest of its rows. Beside rows of ordinary size, what is
+        tiny in float64 is zero.
         """
-        book = kernels.prepare(codebook)
-        if book.scale <= 1:
-            return book
-        if book.dtype == np.float32:
-            return kernels.prepare(book.codebook.astype(np.float64) / book.scale)
-        return kernels.prepare(np.zeros_like(book.codebook)) if self.ordinary else book
+        book = kernels.widened(kernels.prepare(codebook))
+        tiny = book.scale > 1
+        return kernels.prepare(np.zeros_like(book.codebook)) if tiny and self.ordinary else book
 
     def assign(self, codebook, codes=None, others=None):
         """Nearest codeword of each row: (n,) int32, or the dtype of `codes`.

@@ -619,7 +619,7 @@ class VectorQuantizer(BaseQuantizer):
         codebook = self._prepared()
         if codebook.scale != 1:  # squares of such values would overflow or vanish
             X = X.astype(np.float64) * codebook.scale
-            codebook = kernels.prepare(codebook.codebook.astype(np.float64))
+            codebook = kernels.prepare(codebook.codebook)
         for span, rows in self._source(X).pieces():
             squared = kernels.pairwise(rows, codebook, n_threads=self.n_threads)
             if self._metric() == "cosine":
@@ -636,7 +636,7 @@ class _Compiled(NamedTuple):
 
 
 def _compile(codebook):
-    return _Compiled(codebook, kernels.prepare(codebook, screen=True))
+    return _Compiled(codebook, kernels.widened(kernels.prepare(codebook, screen=True)))
 
 
 def _codebook_dtype(X):
