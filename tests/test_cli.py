@@ -105,26 +105,6 @@ def test_wrong_usage_exits_2(line, capsys):
     assert "error:" in capsys.readouterr().err
 
 
-INSTALLED = """
-import sys, _fastvq_command
-sys.argv[1:] = ["info", "--json"]
-sys.exit(_fastvq_command.main())
-"""
-
-
-def test_the_command_that_is_installed(run_python):
-    assert json.loads(run_python(INSTALLED).stdout) == fastvq.show_config(mode="dict")
-
-
-def test_a_level_that_cannot_be_had_is_bad_input_of_one_line(run_python):
-    result = run_python(INSTALLED, check=False, FASTVQ_LEVEL="nonsense", FASTVQ_DEBUG=None)
-    assert (result.returncode, result.stdout) == (2, "")
-    (line,) = result.stderr.splitlines()
-    assert line.startswith("fastvq: error: FASTVQ_LEVEL='nonsense' is not the name of a level")
-    debug = run_python(INSTALLED, check=False, FASTVQ_LEVEL="nonsense", FASTVQ_DEBUG="1")
-    assert "Traceback" in debug.stderr
-
-
 def test_a_reader_that_leaves_early_is_no_error(folder):
     process = subprocess.Popen(
         [*PROGRAM, "info"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

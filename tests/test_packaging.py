@@ -26,7 +26,6 @@ from fastvq._kernels import _cpu
 from fastvq._kernels._levels import levels_of
 
 CHECKOUT = Path(__file__).parent.parent
-COMMAND = "_fastvq_command.py"
 KERNELS = CHECKOUT / "fastvq" / "_kernels"
 BASELINE = {"_cpu", "_cyutility", "_openmp"}
 LEVELS = [level.name for level in levels_of(_cpu.machine())]
@@ -115,7 +114,7 @@ print(json.dumps([fastvq.show_config("dict"), _kernels.load("toy").total(10, 2)]
 
 def copy_sources(tree, kernels=True):
     tree.mkdir()
-    for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", COMMAND):
+    for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
         shutil.copy(CHECKOUT / name, tree)
     for name in ("fastvq", "tests"):
         ignored = ["*.so", "_build.json", "__pycache__"]
@@ -263,13 +262,12 @@ def test_wheel_holds_what_was_built_and_nothing_stale(toy_tree):
         for kernel in ("toy", "toy_two")
     }
     assert {name for name in first if name.endswith(".so")} == modules
-    assert {"fastvq/py.typed", "fastvq/_kernels/_build.json", COMMAND} <= first
+    assert {"fastvq/py.typed", "fastvq/_kernels/_build.json"} <= first
     sources = {str(path.relative_to(toy_tree)) for path in (toy_tree / "fastvq").rglob("*.py")}
     metadata = {name for name in first if ".dist-info/" in name}
     assert first == modules | sources | metadata | {
         "fastvq/py.typed",
         "fastvq/_kernels/_build.json",
-        COMMAND,
     }
 
     (toy_tree / "fastvq" / "_kernels" / "toy_two.pyx").unlink()
@@ -296,7 +294,7 @@ def test_sdist_holds_sources_and_tests_and_nothing_generated(tmp_path):
     (sdist,) = (tree / "sdist").glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    expected = {"setup.py", "pyproject.toml", "README.md", "LICENSE", "tests/conftest.py", COMMAND}
+    expected = {"setup.py", "pyproject.toml", "README.md", "LICENSE", "tests/conftest.py"}
     for folder, pattern in [("fastvq", "*.py"), ("tests", "*.py")]:
         expected |= {str(path.relative_to(CHECKOUT)) for path in (CHECKOUT / folder).rglob(pattern)}
     for pattern in ("*.pyx", "*.pxd", "*.h"):
