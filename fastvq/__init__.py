@@ -11,16 +11,19 @@ from typing import TYPE_CHECKING
 from fastvq import _kernels  # noqa: F401
 
 if TYPE_CHECKING:
-    from fastvq import kernels, reference
+    from fastvq import container, kernels, reference
     from fastvq._config import show_config
     from fastvq._threads import get_num_threads, set_num_threads
+    from fastvq.container import FileFormatError
     from fastvq.vq import VectorQuantizer
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "FileFormatError",
     "VectorQuantizer",
     "__version__",
+    "container",
     "get_num_threads",
     "kernels",
     "reference",
@@ -30,7 +33,9 @@ __all__ = [
 
 # The module that each lazy name comes from; a module's own name stands for the module.
 _ORIGIN = {
+    "FileFormatError": "fastvq.container",
     "VectorQuantizer": "fastvq.vq",
+    "container": "fastvq.container",
     "get_num_threads": "fastvq._threads",
     "kernels": "fastvq.kernels",
     "reference": "fastvq.reference",

@@ -1,4 +1,4 @@
-"""Files of the command line: .npy arrays larger than memory, and writing that is all or nothing.
+"""Files: .npy arrays larger than memory, and writing that is all or nothing.
 
 Arrays are read as memory maps. They are written front to back through an ordinary file: a
 memory-mapped output would meet a full disk as a bus error, which kills the process, where a
@@ -7,6 +7,7 @@ write meets it as an OSError.
 
 import contextlib
 import os
+import secrets
 import stat
 
 import numpy as np
@@ -85,7 +86,8 @@ def replacing(path, inputs=()):
     if os.path.exists(target) and not stat.S_ISREG(os.stat(target).st_mode):
         # A rename would put a plain file in the place of a folder or a device (/dev/null!).
         raise ValueError(f"output {path} exists and is not a plain file")
-    temporary = os.path.join(folder, f".{name}.{os.getpid()}.tmp")
+    # A name of its own: another thread, or a process that was killed, may have had the same path.
+    temporary = os.path.join(folder, f".{name[:60]}.{secrets.token_hex(4)}.tmp")
     with open(temporary, "xb") as file:
         try:
             yield file

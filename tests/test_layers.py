@@ -24,7 +24,7 @@ FLOORS = {
     "_progress": set(),
     "reference": set(),
     "images": set(),
-    "container": {"_validation"},
+    "container": {"_files"},
     "_threads": {"_kernels"},
     "_panels": set(),
     "_screen": {"_kernels", "_panels"},
