@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from fastvq._config import show_config
     from fastvq._threads import get_num_threads, set_num_threads
     from fastvq.container import FileFormatError
-    from fastvq.vq import VectorQuantizer
+    from fastvq.vq import VectorQuantizer, load
 
 __version__ = "0.1.0"
 
@@ -26,6 +26,7 @@ __all__ = [
     "container",
     "get_num_threads",
     "kernels",
+    "load",
     "reference",
     "set_num_threads",
     "show_config",
@@ -38,6 +39,7 @@ _ORIGIN = {
     "container": "fastvq.container",
     "get_num_threads": "fastvq._threads",
     "kernels": "fastvq.kernels",
+    "load": "fastvq.vq",
     "reference": "fastvq.reference",
     "set_num_threads": "fastvq._threads",
     "show_config": "fastvq._config",

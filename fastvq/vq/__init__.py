@@ -1,5 +1,6 @@
 """Codebook estimators, with scikit-learn's interface: one quantizer a file."""
 
+from fastvq.vq._saving import load
 from fastvq.vq.vector import VectorQuantizer
 
-__all__ = ["VectorQuantizer"]
+__all__ = ["VectorQuantizer", "load"]

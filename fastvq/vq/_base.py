@@ -9,10 +9,12 @@ A quantizer derives from `BaseQuantizer`, fits inside ``with self._all_or_nothin
 - ``_decode(codes, out)``: what checked codes stand for, written into an array;
 - ``fit``, and ``partial_fit`` where the method allows it.
 
-What it can do better than by encoding and decoding, it overrides (``_squared_error``).
+What it can do better than by encoding and decoding, it overrides (``_squared_error``). Private
+state that a fit leaves and `save` must keep, it lists in ``_saved``.
 """
 
 import contextlib
+import os
 import sys
 import warnings
 from collections.abc import Iterable
@@ -35,6 +37,8 @@ _BLOCK_BYTES = 1 << 22  # of rows in flight where work goes block by block
 
 class BaseQuantizer(TransformerMixin, BaseEstimator):
     """Base class of the quantizers."""
+
+    _saved: ClassVar[tuple[str, ...]] = ()
 
     # These steer a call and say nothing about rows: no metadata to route.
     __metadata_request__fit: ClassVar = {"callback": UNUSED}
@@ -243,6 +247,33 @@ class BaseQuantizer(TransformerMixin, BaseEstimator):
                 plane = table[:, end - width : end] << np.arange(width, dtype=dtype)
                 codes[span, column] = plane.sum(axis=1, dtype=dtype)
         return as_codes(codes, self._code_range, len(bits), name="packed codes")
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write this quantizer to a file, from which `fastvq.load` makes it again, bit for bit.
+
+        The file is a safetensors container (`fastvq.container`) with the parameters, the fitted
+        attributes and a checksum of everything. It takes the place of `path` once it is whole: a
+        crash or a full disk leaves what was there. It holds no code: a class of yours that derives
+        from a quantizer of fastvq is found by its name, and must be imported before loading.
+
+        Parameters
+        ----------
+        path : str or path
+
+        Raises
+        ------
+        NotFittedError
+            Where there is nothing to save yet.
+        ValueError
+            For a parameter that is no number, text or array, such as a function as `init`: replace
+            it first. A RandomState or Generator is kept in the state that it is in. Arrays in any
+            form (lists aside) come back as NumPy arrays.
+        OSError
+            Where the file cannot be written.
+        """
+        from fastvq.vq import _saving  # which knows all quantizers, and so this module
+
+        _saving.save(self, path)
 
     @contextlib.contextmanager
     def _all_or_nothing(self):

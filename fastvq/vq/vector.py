@@ -161,6 +161,8 @@ class VectorQuantizer(BaseQuantizer):
     array([5.1, 5. ])
     """
 
+    _saved = ("_gathering",)
+
     def __init__(
         self,
         n_codewords: int = 256,
