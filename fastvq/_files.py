@@ -12,7 +12,7 @@ import stat
 
 import numpy as np
 
-__all__ = ["open_npy", "replacing", "slices", "write_npy"]
+__all__ = ["as_output", "open_npy", "replacing", "slices", "write_npy"]
 
 BLOCK_BYTES = 1 << 25  # of rows in flight: large enough for a disk, small beside any memory
 
@@ -63,6 +63,24 @@ def write_npy(file, shape, dtype, parts):
         file.write(np.ascontiguousarray(part, dtype))
 
 
+def as_output(path, inputs=()):
+    """Where a file that is to have this path goes: the path itself, links followed.
+
+    Raises ValueError where no plain file can be there, or where one of `inputs` is.
+    """
+    for source in inputs:
+        if os.path.exists(path) and os.path.samefile(path, source):
+            raise ValueError(f"output {path} is also an input; give another name")
+    target = os.path.realpath(path)  # follow links: replace the file, not the link
+    folder = os.path.dirname(target)
+    if not os.path.isdir(folder):
+        raise ValueError(f"output {path}: there is no folder {folder}")
+    if os.path.exists(target) and not stat.S_ISREG(os.stat(target).st_mode):
+        # A rename would put a plain file in the place of a folder or a device (/dev/null!).
+        raise ValueError(f"output {path} exists and is not a plain file")
+    return target
+
+
 @contextlib.contextmanager
 def replacing(path, inputs=()):
     """Open a new binary file that takes ``path``'s place once the block ends without an error.
@@ -76,16 +94,8 @@ def replacing(path, inputs=()):
     inputs : sequence of paths
         Files that are still being read: ``path`` may be none of them, by whatever name.
     """
-    for source in inputs:
-        if os.path.exists(path) and os.path.samefile(path, source):
-            raise ValueError(f"output {path} is also an input; give another name")
-    target = os.path.realpath(path)  # follow links: replace the file, not the link
+    target = as_output(path, inputs)
     folder, name = os.path.split(target)
-    if not os.path.isdir(folder):
-        raise ValueError(f"output {path}: there is no folder {folder}")
-    if os.path.exists(target) and not stat.S_ISREG(os.stat(target).st_mode):
-        # A rename would put a plain file in the place of a folder or a device (/dev/null!).
-        raise ValueError(f"output {path} exists and is not a plain file")
     # A name of its own: another thread, or a process that was killed, may have had the same path.
     temporary = os.path.join(folder, f".{name[:60]}.{secrets.token_hex(4)}.tmp")
     with open(temporary, "xb") as file:

@@ -72,6 +72,7 @@ def _parser():
     _add_fit(add)
     _add_encode(add)
     _add_decode(add)
+    _add_inspect(add)
     _add_image(add)
     return parser
 
@@ -128,191 +129,280 @@ def _demo(args):
     demo.run(args.output_dir, n_threads=args.threads, random_state=args.seed)
 
 
-# ---- fit, encode, decode -----------------------------------------------------------------
+# ---- fit, encode, decode, inspect --------------------------------------------------------
+
+# What `fit --quantizer` takes, and the class that each name stands for.
+QUANTIZERS = {
+    "vector": "VectorQuantizer",
+}
 
 
 def _add_fit(add):
     command = add(
         "fit",
         _fit,
-        "vectors in a .npy file -> codebook",
-        "Fit a codebook to the rows of a 2-D .npy file. The file is memory-mapped and may be "
-        "larger than memory.",
-        "fastvq fit X.npy -o codebook.npy --codewords 256",
+        "vectors in a .npy file -> quantizer",
+        "Fit a quantizer to the rows of a 2-D .npy file and save it, as fastvq.load reads it. The "
+        "input is memory-mapped and may be larger than memory. Options that are not given have the "
+        "defaults of the quantizer's class; --set reaches all of its parameters.",
+        "fastvq fit X.npy -o vq.fvq --codewords 256",
     )
     command.add_argument("input", metavar="X.npy", help="vectors, one a row")
-    command.add_argument("-o", "--output", required=True, metavar="FILE", help="codebook, .npy")
+    command.add_argument("-o", "--output", required=True, metavar="FILE", help="the quantizer")
     command.add_argument(
-        "--codewords", type=_positive, default=256, metavar="K", help="size of it (%(default)s)"
+        "--quantizer", default="vector", choices=list(QUANTIZERS), help="its kind (%(default)s)"
+    )
+    command.add_argument(
+        "--codewords", dest="n_codewords", type=_positive, metavar="K", help="size of a codebook"
     )
     command.add_argument(
         "--algorithm",
-        default="auto",
         choices=["auto", "lloyd", "minibatch", "growing"],
-        help="auto (default) gives the codebook of lloyd, by the fastest way",
+        help="auto gives the codebook of lloyd, by the fastest way",
     )
     command.add_argument(
         "--init",
-        default="auto",
         metavar="HOW",
-        help="auto (default), k-means++, k-means||, random, or a .npy file of K rows",
+        help="auto, k-means++, k-means||, random, or a .npy file of K rows",
+    )
+    command.add_argument("--max-iter", type=_positive, metavar="N", help="iterations, at most")
+    command.add_argument(
+        "--tol", type=float, help="stop when inertia falls by less than this share"
+    )
+    command.add_argument("--max-samples", type=_positive, metavar="N", help="fit on N random rows")
+    command.add_argument(
+        "--metric", choices=["euclidean", "cosine"], help="how vectors are compared"
     )
     command.add_argument(
-        "--max-iter", type=_positive, default=100, metavar="N", help="iterations (%(default)s)"
+        "--set",
+        action="append",
+        default=[],
+        type=_setting,
+        metavar="NAME=VALUE",
+        help="any parameter of the class; may come often",
     )
-    command.add_argument(
-        "--tol",
-        type=float,
-        default=1e-4,
-        help="stop when inertia falls by less than this share (%(default)s)",
-    )
-    command.add_argument(
-        "--max-samples", type=_positive, metavar="N", help="fit on N random rows (default: all)"
-    )
-    _add_metric(command)
     _add_seed(command)
     _add_threads(command)
     command.add_argument("--verbose", action="store_true", help="show progress")
 
 
+# The parameters that options of `fit` stand for, all under the parameters' own names.
+_FIT_OPTIONS = ("n_codewords", "algorithm", "init", "max_iter", "tol", "max_samples", "metric")
+
+
 def _fit(args):
-    from . import VectorQuantizer
-    from ._files import open_npy, replacing, write_npy
+    import fastvq
+
+    from ._files import as_output, open_npy
 
     X = open_npy(args.input)
-    inputs, init = [args.input], args.init
-    if init.endswith(".npy"):
-        inputs.append(init)
-        init = _read_codebook(init)
-    quantizer = VectorQuantizer(
-        args.codewords,
-        init=init,
-        algorithm=args.algorithm,
-        max_samples=args.max_samples,
-        max_iter=args.max_iter,
-        tol=args.tol,
-        metric=args.metric,
-        random_state=args.seed,
-        n_threads=args.threads,
-        verbose=int(args.verbose),
-    )
-    with replacing(args.output, inputs) as file:  # before the fit: a bad output fails at once
-        start = time.perf_counter()
-        codebook = quantizer.fit(X).codebook_
-        seconds = time.perf_counter() - start
-        write_npy(file, codebook.shape, codebook.dtype, [codebook])
+    inputs = [args.input]
+    options = {name: getattr(args, name) for name in _FIT_OPTIONS}
+    given = {name: value for name, value in options.items() if value is not None}
+    if str(args.init).endswith(".npy"):
+        inputs.append(args.init)
+        given["init"] = open_npy(args.init)
+    quantizer = getattr(fastvq, QUANTIZERS[args.quantizer])()
+    _set(quantizer, {**given, **dict(args.set)})
+    _set_if_known(quantizer, random_state=args.seed, verbose=int(args.verbose))
+    _set_if_known(quantizer, n_threads=args.threads)
+    as_output(args.output, inputs)  # before the fit: a bad output fails at once
+    start = time.perf_counter()
+    quantizer.fit(X)
+    seconds = time.perf_counter() - start
+    _set_if_known(quantizer, n_threads=None, verbose=0)  # of this run, not of the quantizer
+    quantizer.save(args.output)
     print(f"{args.input}: {_describe(X)}")
     print(
-        f"{args.output}: {len(codebook):,} codewords, {_size(args.output)}, "
-        f"inertia {quantizer.inertia_:.6g} after {quantizer.n_iter_} iterations, {seconds:.2f} s"
+        f"{args.output}: {type(quantizer).__name__}, {_size(args.output)}, "
+        f"{quantizer.code_size_:,} bytes a vector, {_outcome(quantizer)}{seconds:.2f} s"
     )
+
+
+def _set(quantizer, parameters):
+    known = quantizer.get_params(deep=False)
+    for name in parameters:
+        if name not in known:
+            raise ValueError(
+                f"{type(quantizer).__name__} has no parameter {name}; it has {', '.join(known)}"
+            )
+    quantizer.set_params(**parameters)
+
+
+def _set_if_known(quantizer, **parameters):
+    known = quantizer.get_params(deep=False)
+    quantizer.set_params(**{name: parameters[name] for name in parameters if name in known})
+
+
+def _outcome(quantizer):
+    fitted = vars(quantizer)
+    if not {"inertia_", "n_iter_"} <= fitted.keys():
+        return ""
+    return f"inertia {fitted['inertia_']:.6g} after {fitted['n_iter_']} iterations, "
 
 
 def _add_encode(add):
     command = add(
         "encode",
         _encode,
-        "vectors and a codebook -> codes",
-        "Write the code (index of the nearest codeword) of each row of a 2-D .npy file, as the "
-        "smallest unsigned type that holds it, shape (n, 1). Input and output may be larger than "
-        "memory.",
-        "fastvq encode X.npy --codebook codebook.npy -o codes.npy",
+        "vectors and a quantizer -> codes",
+        "Write the codes of each row of a 2-D .npy file: integers of shape (n, codes of a row), or "
+        "packed as bytes. Input and output may be larger than memory.",
+        "fastvq encode X.npy --codebook vq.fvq -o codes.npy",
     )
     command.add_argument("input", metavar="X.npy", help="vectors, one a row")
     _add_codebook(command)
     command.add_argument("-o", "--output", required=True, metavar="FILE", help="codes, .npy")
-    _add_metric(command)
+    command.add_argument(
+        "--packed", action="store_true", help="as few bytes as hold the codes of a row"
+    )
     _add_threads(command)
 
 
 def _encode(args):
-    import numpy as np
-
-    from . import kernels
     from ._files import open_npy, replacing, slices, write_npy
-    from ._validation import as_rows
 
     X = open_npy(args.input)
-    as_rows(X[:1], args.input)  # its first row tells whether it holds numbers
-    codebook = _read_codebook(args.codebook)
-    if X.shape[1] != codebook.shape[1]:
-        raise ValueError(
-            f"{args.input} has {X.shape[1]} features, {args.codebook} has {codebook.shape[1]}"
-        )
-    prepared = kernels.prepare(codebook)
-    if args.metric == "euclidean":
-        assign, prepared = kernels.assign, kernels.widened(prepared)
-    else:
-        assign = _assign_directions
-    dtype = np.min_scalar_type(len(codebook) - 1)
+    quantizer = _load(args)
 
     def encoded(span):
-        codes = np.empty(span.stop - span.start, dtype)
-        try:
-            return assign(as_rows(X[span]), prepared, codes=codes, n_threads=args.threads)
-        except ValueError as error:
-            where = f"{args.input}, counting from row {span.start}"
-            raise ValueError(f"{where}: {error}") from None
+        with _telling(f"{args.input}, counting from row {span.start}"):
+            codes = quantizer.encode_blocks(X[span])
+            return quantizer.pack(codes) if args.packed else codes
 
+    first = encoded(slice(0, 1))  # tells of what shape and dtype the others will be
     with replacing(args.output, [args.input, args.codebook]) as file:
         start = time.perf_counter()
         parts = map(encoded, slices(len(X), X[:1].nbytes))
-        write_npy(file, (len(X), 1), dtype, parts)
+        write_npy(file, (len(X), first.shape[1]), first.dtype, parts)
         seconds = time.perf_counter() - start
     print(f"{args.input}: {_describe(X)}, {_size(args.input)}")
-    print(f"{args.output}: {dtype} codes, {_size(args.output)}, {seconds:.2f} s")
-
-
-def _assign_directions(X, prepared, *, codes, n_threads):
-    """`kernels.assign` for rows divided by their lengths."""
-    from .vq._rows import UnitRows  # loads scikit-learn
-
-    rows = UnitRows(X, dtype=prepared.dtype, n_threads=n_threads)
-    return rows.assign(prepared, codes)
+    what = "bytes of codes" if args.packed else f"{first.dtype} codes"
+    print(f"{args.output}: {first.shape[1]} {what} a row, {_size(args.output)}, {seconds:.2f} s")
 
 
 def _add_decode(add):
     command = add(
         "decode",
         _decode,
-        "codes and a codebook -> vectors",
-        "Write the codeword that each code of a .npy file of integers, of shape (n,) or (n, 1), "
-        "names. Input and output may be larger than memory.",
-        "fastvq decode codes.npy --codebook codebook.npy -o Y.npy",
+        "codes and a quantizer -> vectors",
+        "Write the vectors that the codes of a .npy file, of shape (n, codes of a row), stand for. "
+        "Input and output may be larger than memory.",
+        "fastvq decode codes.npy --codebook vq.fvq -o Y.npy",
     )
     command.add_argument("input", metavar="codes.npy", help="codes, as `fastvq encode` writes them")
     _add_codebook(command)
     command.add_argument("-o", "--output", required=True, metavar="FILE", help="vectors, .npy")
+    command.add_argument("--packed", action="store_true", help="codes are packed, as by encode")
+    _add_threads(command)
 
 
 def _decode(args):
     from ._files import open_npy, replacing, slices, write_npy
-    from ._validation import as_codes
 
     codes = open_npy(args.input, ndim=(1, 2))
-    codebook = _read_codebook(args.codebook)
+    quantizer = _load(args)
 
-    def decoded(rows):
-        name = f"{args.input}, rows {rows.start} to {rows.stop - 1}: codes"
-        return codebook[as_codes(codes[rows], len(codebook), name=name)[:, 0]]
+    def decoded(span):
+        with _telling(f"{args.input}, counting from row {span.start}"):
+            block = quantizer.unpack(codes[span]) if args.packed else codes[span]
+            return quantizer.inverse_transform(block)
 
-    shape = (len(codes), codebook.shape[1])
-    parts = map(decoded, slices(len(codes), codebook[0].nbytes))
+    first = decoded(slice(0, 1))  # tells of what shape and dtype the others will be
+    shape = (len(codes), first.shape[1])
+    parts = map(decoded, slices(len(codes), shape[1] * first.itemsize))
     with replacing(args.output, [args.input, args.codebook]) as file:
-        write_npy(file, shape, codebook.dtype, parts)
-    print(f"{args.output}: {shape[0]:,} x {shape[1]:,} {codebook.dtype}, {_size(args.output)}")
+        write_npy(file, shape, first.dtype, parts)
+    print(f"{args.output}: {shape[0]:,} x {shape[1]:,} {first.dtype}, {_size(args.output)}")
 
 
-def _read_codebook(path):
-    """A codebook file, checked, in memory: float64 where the file is, else float32."""
-    import numpy as np
+def _load(args):
+    """The quantizer of an encode or decode."""
+    import fastvq
 
-    from ._files import open_npy
-    from ._validation import as_codebook, as_rows
+    quantizer = fastvq.load(args.codebook)
+    _set_if_known(quantizer, n_threads=args.threads)
+    return quantizer
 
-    rows = as_rows(open_npy(path), path)
-    dtype = np.float64 if rows.dtype == np.float64 else np.float32
-    return as_codebook(rows, *rows.shape, dtype, path)
+
+@contextlib.contextmanager
+def _telling(where):
+    """Say at the beginning of an error about a block where that is."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{where}: {error}") from None
+
+
+def _add_inspect(add):
+    command = add(
+        "inspect",
+        _inspect,
+        "what a saved file holds",
+        "Print what a file that fastvq saved holds: its kind, the versions that wrote it, "
+        "parameters, fitted values, and the tensors with their dtypes, shapes and bytes. Nothing "
+        "is loaded; --verify reads it all and compares checksums.",
+        "fastvq inspect vq.fvq --verify",
+    )
+    command.add_argument("input", metavar="FILE", help="as `fastvq fit` or `save` writes it")
+    command.add_argument("--verify", action="store_true", help="compare every checksum")
+    command.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _inspect(args):
+    import json
+
+    from . import container
+
+    summary = container.inspect(args.input)
+    damaged = container.find_damage(args.input) if args.verify else None
+    if args.json:
+        print(json.dumps(_summary_dict(summary, damaged), indent=2))
+    else:
+        for line in _summary_lines(args.input, summary, damaged):
+            print(line if line.isprintable() else ascii(line)[1:-1])  # a file may try to draw
+    if damaged:
+        names = ", ".join(map(repr, damaged))
+        raise ValueError(f"{args.input}: damaged: checksums do not match in {names}")
+
+
+def _summary_dict(summary, damaged):
+    tensors = {
+        name: {"dtype": str(info.dtype), "shape": info.shape, "nbytes": info.nbytes}
+        for name, info in summary.tensors.items()
+    }
+    return {**summary._asdict(), "tensors": tensors, "damaged": damaged}
+
+
+def _summary_lines(path, summary, damaged):
+    yield f"{path}: {summary.kind}, {summary.nbytes:,} bytes"
+    yield f"written by fastvq {summary.fastvq_version}, format {summary.format_version}"
+    for title, values in summary.attributes.items():
+        if isinstance(values, dict):
+            yield f"{title}:"
+            width = max(map(len, values), default=0)
+            for name, value in values.items():
+                yield f"  {name:{width}}  {_briefly(value)}"
+        else:
+            yield f"{title}: {_briefly(values)}"
+    yield "tensors:"
+    width = max(map(len, summary.tensors), default=0)
+    for name, info in summary.tensors.items():
+        state = "  DAMAGED" if damaged and name in damaged else ""
+        yield f"  {name:{width}}  {_describe(info)}, {info.nbytes:,} bytes{state}"
+    if damaged is None:
+        yield "checksums: the metadata's is right; --verify compares those of the tensors"
+    elif not damaged:
+        yield "checksums: all are right"
+
+
+def _briefly(value):
+    """A value as one short line; arrays and the like are told by their form."""
+    import json
+
+    text = json.dumps(value, ensure_ascii=True)
+    return text if len(text) <= 80 else f"{text[:76]} ..."
 
 
 # ---- image -------------------------------------------------------------------------------
@@ -399,15 +489,6 @@ def _add_codebook(command):
     )
 
 
-def _add_metric(command):
-    command.add_argument(
-        "--metric",
-        default="euclidean",
-        choices=["euclidean", "cosine"],
-        help="how vectors are compared; the same for fit and encode (%(default)s)",
-    )
-
-
 def _add_seed(command):
     command.add_argument(
         "--seed", type=int, default=0, metavar="S", help="the same seed, the same result (0)"
@@ -416,6 +497,19 @@ def _add_seed(command):
 
 def _add_threads(command):
     command.add_argument("--threads", type=int, metavar="N", help="default: as `fastvq info` says")
+
+
+def _setting(text):
+    """NAME=VALUE, the value as JSON has it, or else as text."""
+    import json
+
+    name, sign, value = text.partition("=")
+    if not (name and sign):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME=VALUE")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
 
 
 def _positive(text):
@@ -438,7 +532,7 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 
 def _describe(array):
-    return f"{' x '.join(f'{n:,}' for n in array.shape)} {array.dtype}"
+    return f"{' x '.join(f'{n:,}' for n in array.shape) or 'one'} {array.dtype}"
 
 
 def _size(path):

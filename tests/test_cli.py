@@ -1,10 +1,10 @@
 """The `fastvq` command: every subcommand, in this process and as a program of its own."""
 
 import argparse
-import inspect
 import io
 import json
 import os
+import re
 import resource
 import shlex
 import signal
@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 
 import fastvq
-from fastvq import VectorQuantizer, _files, cli, kernels
+from fastvq import VectorQuantizer, _files, cli, container, kernels
 
-COMMANDS = ["info", "demo", "fit", "encode", "decode", "image"]
+COMMANDS = ["info", "demo", "fit", "encode", "decode", "inspect", "image"]
 PROGRAM = [sys.executable, "-m", "fastvq.cli"]
 # A program started in another folder finds the package that is tested, installed or not.
 SOURCE = str(Path(fastvq.__file__).parents[1])
@@ -28,14 +28,23 @@ SOURCE = str(Path(fastvq.__file__).parents[1])
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A working directory of its own with vectors X.npy and a codebook of 7 of them, C.npy."""
+    """A working directory with vectors X.npy and 7 of them as array C.npy, quantizer C.fvq."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", SOURCE)
     monkeypatch.delenv("FASTVQ_DEBUG", raising=False)
     X = np.random.default_rng(0).normal(size=(500, 6)).astype(np.float32)
     np.save("X.npy", X)
     np.save("C.npy", X[:7])
+    save_codebook(X[:7])
     return tmp_path
+
+
+def save_codebook(codewords, **parameters):
+    """C.fvq, a quantizer with exactly these codewords."""
+    vq = VectorQuantizer(len(codewords), init=codewords, max_iter=1, **parameters)
+    vq.fit(codewords)
+    np.testing.assert_array_equal(vq.codebook_, codewords)
+    vq.save("C.fvq")
 
 
 def run(*args):
@@ -86,12 +95,15 @@ def test_help_has_an_example_that_parses(command, capsys):
     assert callable(cli._parser().parse_args(arguments).run)
 
 
-def test_defaults_of_fit_are_those_of_the_estimator():
-    args = cli._parser().parse_args(shlex.split("fit X.npy -o C.npy"))
-    theirs = inspect.signature(VectorQuantizer).parameters
-    assert args.codewords == theirs["n_codewords"].default
-    for name in ["algorithm", "init", "max_iter", "tol", "max_samples", "metric"]:
-        assert getattr(args, name) == theirs[name].default, name
+def test_fit_leaves_defaults_to_the_class(folder):
+    assert run("fit X.npy -o D.fvq") == 0
+    seeded = VectorQuantizer(random_state=0)
+    assert fastvq.load("D.fvq").get_params() == seeded.get_params()
+
+
+def test_quantizers_of_fit_are_those_of_the_package():
+    own = [name for name in fastvq.__all__ if name.endswith("Quantizer")]
+    assert sorted(cli.QUANTIZERS.values()) == own
 
 
 def test_version(capsys):
@@ -99,7 +111,7 @@ def test_version(capsys):
     assert capsys.readouterr().out == f"fastvq {fastvq.__version__}\n"
 
 
-@pytest.mark.parametrize("line", ["", "nonsense", "fit X.npy", "fit X.npy -o C.npy --codewords x"])
+@pytest.mark.parametrize("line", ["", "nonsense", "fit X.npy", "fit X.npy -o C.fvq --codewords x"])
 def test_wrong_usage_exits_2(line, capsys):
     assert run(line) == 2
     assert "error:" in capsys.readouterr().err
@@ -142,12 +154,14 @@ def test_round_trip_equals_the_estimator(folder, dtype, metric):
     X = X > 60 if dtype == "?" else X.astype(dtype)
     np.save("X.npy", X)
     options = f"--metric {metric} --threads 2"
-    assert run(f"fit X.npy -o C.npy --codewords 9 --max-iter 5 --seed 3 {options}") == 0
-    assert run(f"encode X.npy --codebook C.npy -o codes.npy {options}") == 0
-    assert run("decode codes.npy --codebook C.npy -o Y.npy") == 0
+    assert run(f"fit X.npy -o C.fvq --codewords 9 --max-iter 5 --seed 3 {options}") == 0
+    assert run("encode X.npy --codebook C.fvq -o codes.npy --threads 2") == 0
+    assert run("decode codes.npy --codebook C.fvq -o Y.npy") == 0
     expected = VectorQuantizer(9, max_iter=5, random_state=3, metric=metric).fit(np.load("X.npy"))
     codes = expected.transform(X)
-    np.testing.assert_array_equal(np.load("C.npy"), expected.codebook_, strict=True)
+    saved = fastvq.load("C.fvq")
+    np.testing.assert_array_equal(saved.codebook_, expected.codebook_, strict=True)
+    assert saved.get_params() == expected.get_params()
     np.testing.assert_array_equal(np.load("codes.npy"), codes, strict=True)
     np.testing.assert_array_equal(np.load("Y.npy"), expected.inverse_transform(codes), strict=True)
 
@@ -158,20 +172,21 @@ def test_encode_beside_rows_of_another_size(folder, scale):
     vq = VectorQuantizer(9, random_state=0).fit(rows.astype(np.float32))
     X = np.concatenate([rows, rows * 1e-12, np.full((1, 4), 3e38)]).astype(np.float32)
     np.save("X.npy", X)
-    np.save("C.npy", vq.codebook_)
+    vq.save("C.fvq")
     assert run("encode X.npy --codebook C.npy -o codes.npy") == 0
     np.testing.assert_array_equal(np.load("codes.npy"), vq.transform(X), strict=True)
 
 
 def test_as_programs(folder):
-    fit = program("fit", "X.npy", "-o", "D.npy", "--codewords", "5", "--verbose")
+    fit = program("fit", "X.npy", "-o", "D.fvq", "--codewords", "5", "--verbose")
     assert fit.returncode == 0, fit.stderr
-    assert "500 x 6 float32" in fit.stdout and "5 codewords" in fit.stdout
-    encode = program("encode", "X.npy", "--codebook", "D.npy", "-o", "codes.npy")
+    assert "500 x 6 float32" in fit.stdout and "VectorQuantizer" in fit.stdout
+    encode = program("encode", "X.npy", "--codebook", "D.fvq", "-o", "codes.npy")
     assert (encode.returncode, encode.stderr) == (0, "")
-    decode = program("decode", "codes.npy", "--codebook", "D.npy", "-o", "Y.npy")
+    decode = program("decode", "codes.npy", "--codebook", "D.fvq", "-o", "Y.npy")
     assert (decode.returncode, decode.stderr) == (0, "")
-    np.testing.assert_array_equal(np.load("Y.npy"), np.load("D.npy")[np.load("codes.npy")[:, 0]])
+    codebook = fastvq.load("D.fvq").codebook_
+    np.testing.assert_array_equal(np.load("Y.npy"), codebook[np.load("codes.npy")[:, 0]])
 
 
 def test_fit_passes_every_option_on(folder, monkeypatch):
@@ -185,27 +200,29 @@ def test_fit_passes_every_option_on(folder, monkeypatch):
     monkeypatch.setattr(fastvq, "VectorQuantizer", Spy)
     assert (
         run(
-            "fit X.npy -o D.npy --codewords 7 --algorithm lloyd --init C.npy --max-iter 3 "
-            "--tol 0.5 --max-samples 400 --metric euclidean --seed 5 --threads 1 --verbose"
+            "fit X.npy -o D.fvq --codewords 7 --algorithm lloyd --init C.npy --max-iter 3 "
+            "--tol 0.5 --max-samples 400 --metric euclidean --seed 5 --threads 1 --verbose "
+            "--set n_init=3 --set output=codes --set batch_size=null"
         )
         == 0
     )
     np.testing.assert_array_equal(seen.pop("init"), np.load("C.npy"))
     expected = dict(n_codewords=7, algorithm="lloyd", max_iter=3, tol=0.5, max_samples=400)
     expected |= dict(metric="euclidean", random_state=5, n_threads=1, verbose=1)
-    assert {name: seen[name] for name in expected} == expected
+    expected |= dict(n_init=3, output="codes", batch_size=None)
+    assert seen == expected
 
 
 @pytest.mark.parametrize("init", ["k-means++", "random", "C.npy"])
 def test_fit_with_each_kind_of_init(folder, init):
-    assert run(f"fit X.npy -o D.npy --codewords 7 --init {init} --max-iter 2") == 0
-    assert np.load("D.npy").shape == (7, 6)
+    assert run(f"fit X.npy -o D.fvq --codewords 7 --init {init} --max-iter 2") == 0
+    assert fastvq.load("D.fvq").codebook_.shape == (7, 6)
 
 
 def test_the_same_seed_gives_the_same_codebook(folder):
     for name, seed in [("a", 1), ("b", 1), ("c", 2)]:
-        assert run(f"fit X.npy -o {name}.npy --codewords 20 --seed {seed}") == 0
-    first, second, other = (np.load(f"{name}.npy") for name in "abc")
+        assert run(f"fit X.npy -o {name}.fvq --codewords 20 --seed {seed}") == 0
+    first, second, other = (fastvq.load(f"{name}.fvq").codebook_ for name in "abc")
     np.testing.assert_array_equal(first, second)
     assert not np.array_equal(first, other)
 
@@ -213,9 +230,9 @@ def test_the_same_seed_gives_the_same_codebook(folder):
 @pytest.mark.parametrize(("k", "dtype"), [(1, "u1"), (256, "u1"), (257, "u2"), (65537, "u4")])
 def test_codes_take_the_smallest_type(folder, k, dtype):
     codebook = np.arange(2 * k, dtype=np.float32).reshape(k, 2)
-    np.save("C.npy", codebook)
+    save_codebook(codebook)
     np.save("X.npy", codebook[::-1])
-    assert run("encode X.npy --codebook C.npy -o codes.npy") == 0
+    assert run("encode X.npy --codebook C.fvq -o codes.npy") == 0
     np.testing.assert_array_equal(
         np.load("codes.npy"), np.arange(k, dtype=dtype)[::-1, None], strict=True
     )
@@ -226,8 +243,8 @@ def test_many_blocks_give_what_one_gives(folder, monkeypatch, order):
     X = np.load("X.npy")
     np.save("X.npy", np.asarray(X, order=order))
     monkeypatch.setattr(_files, "BLOCK_BYTES", 7 * X[0].nbytes)  # 500 is not a multiple of 7
-    assert run("encode X.npy --codebook C.npy -o codes.npy") == 0
-    assert run("decode codes.npy --codebook C.npy -o Y.npy") == 0
+    assert run("encode X.npy --codebook C.fvq -o codes.npy") == 0
+    assert run("decode codes.npy --codebook C.fvq -o Y.npy") == 0
     codes = kernels.assign(X, X[:7])
     np.testing.assert_array_equal(np.load("codes.npy")[:, 0], codes)
     np.testing.assert_array_equal(np.load("Y.npy"), X[codes])
@@ -236,7 +253,7 @@ def test_many_blocks_give_what_one_gives(folder, monkeypatch, order):
 @pytest.mark.parametrize("shape", [(0, 6), (500,), (500, 6, 1)])
 def test_odd_shapes_of_vectors(folder, shape, capsys):
     np.save("X.npy", np.zeros(shape, np.float32))
-    code = run("encode X.npy --codebook C.npy -o codes.npy")
+    code = run("encode X.npy --codebook C.fvq -o codes.npy")
     assert code == 2
     assert "X.npy" in capsys.readouterr().err
     assert not os.path.exists("codes.npy")
@@ -253,25 +270,34 @@ def sparse_npy(path, shape, dtype):
 
 def test_memory_stays_small_beside_the_files(folder):
     sparse_npy("X.npy", (5_000_000, 16), "f4")  # 320 MB; decoded again as many
-    np.save("C.npy", np.ones((3, 16), np.float32))
+    save_codebook(np.eye(3, 16, dtype=np.float32))
     tracemalloc.start()
-    assert run("encode X.npy --codebook C.npy -o codes.npy") == 0
-    assert run("decode codes.npy --codebook C.npy -o Y.npy") == 0
+    assert run("encode X.npy --codebook C.fvq -o codes.npy") == 0
+    assert run("decode codes.npy --codebook C.fvq -o Y.npy") == 0
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert os.path.getsize("Y.npy") == os.path.getsize("X.npy")
     assert peak < 100e6
 
 
-def test_encode_and_decode_do_without_scikit_learn(folder):
-    code = (
-        "import sys; from fastvq.cli import main\n"
-        "assert main('encode X.npy --codebook C.npy -o codes.npy'.split()) == 0\n"
-        "assert main('decode codes.npy --codebook C.npy -o Y.npy'.split()) == 0\n"
-        "assert not {'sklearn', 'scipy'} & set(sys.modules)"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (result.returncode, result.stderr) == (0, "")
+def test_packed_codes(folder):
+    X = np.load("X.npy")
+    save_codebook(np.arange(600, dtype=np.float32).reshape(300, 2))
+    np.save("X.npy", X[:, :2])
+    assert run("encode X.npy --codebook C.fvq -o codes.npy") == 0
+    assert run("encode X.npy --codebook C.fvq -o packed.npy --packed") == 0
+    packed, vq = np.load("packed.npy"), fastvq.load("C.fvq")
+    np.testing.assert_array_equal(packed, vq.pack(np.load("codes.npy")), strict=True)
+    assert packed.shape == (500, vq.code_size_)
+    assert run("decode codes.npy --codebook C.fvq -o Y.npy") == 0
+    assert run("decode packed.npy --codebook C.fvq -o Z.npy --packed") == 0
+    np.testing.assert_array_equal(np.load("Z.npy"), np.load("Y.npy"), strict=True)
+
+
+def test_no_codes_are_no_vectors(folder):
+    np.save("codes.npy", np.empty((0, 1), np.uint8))
+    assert run("decode codes.npy --codebook C.fvq -o Y.npy") == 0
+    assert np.load("Y.npy").shape == (0, 6)
 
 
 def test_decode_takes_any_integers(folder):
@@ -279,13 +305,64 @@ def test_decode_takes_any_integers(folder):
     for dtype in ["i1", "u2", "i4", ">i8", "u8"]:
         for shape in [(3,), (3, 1)]:
             np.save("codes.npy", np.array([6, 0, 3], dtype).reshape(shape))
-            assert run("decode codes.npy --codebook C.npy -o Y.npy") == 0
+            assert run("decode codes.npy --codebook C.fvq -o Y.npy") == 0
             np.testing.assert_array_equal(np.load("Y.npy"), codebook[[6, 0, 3]], strict=True)
+
+
+# ---- inspect ----
+
+
+def test_inspect(folder, capsys):
+    assert run("inspect C.fvq") == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"C.fvq: VectorQuantizer, {os.path.getsize('C.fvq'):,} bytes\n")
+    assert f"written by fastvq {fastvq.__version__}, format 1\n" in out
+    for line in [r"n_codewords +7", r"codebook_ +7 x 6 float32, 168 bytes", r"code_size_ +1"]:
+        assert re.search(rf"^  {line}$", out, re.MULTILINE), line
+    assert "--verify" in out.splitlines()[-1]
+
+
+def test_inspect_verifies(folder, capsys):
+    assert run("inspect C.fvq --verify") == 0
+    assert capsys.readouterr().out.endswith("checksums: all are right\n")
+    corrupt("C.fvq", lambda content: content[:-1] + b"x")
+    assert run("inspect C.fvq") == 0
+    capsys.readouterr()
+    assert run("inspect C.fvq --verify") == 2
+    captured = capsys.readouterr()
+    assert captured.out.count("DAMAGED") == 1
+    assert captured.err == "fastvq: error: C.fvq: damaged: checksums do not match in 'parameters.init'\n"
+
+
+def test_inspect_as_json(folder, capsys):
+    assert run("inspect C.fvq --json --verify") == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["kind"] == "VectorQuantizer" and summary["damaged"] == []
+    codebook = {"dtype": "float32", "shape": [7, 6], "nbytes": 168}
+    assert summary["tensors"]["codebook_"] == codebook
+    assert summary["attributes"]["parameters"]["n_codewords"] == 7
+
+
+def test_inspect_shows_no_control_characters(folder, capsys):
+    container.write("C.fvq", "K", {}, {"a\x1b[2J": 1, "b": "\x1b", "c": {"\n": "x" * 999}})
+    assert run("inspect C.fvq") == 0
+    out = capsys.readouterr().out
+    assert all(line.isprintable() and len(line) < 100 for line in out.splitlines())
+
+
+def test_inspect_loads_no_class(folder):
+    code = (
+        "import sys; from fastvq.cli import main\n"
+        "assert main('inspect C.fvq --verify'.split()) == 0\n"
+        "assert not {'sklearn', 'scipy'} & set(sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
 
 
 # ---- bad input ----
 
-ENCODE = "encode X.npy --codebook C.npy -o out.npy"
+ENCODE = "encode X.npy --codebook C.fvq -o out.npy"
 
 
 def corrupt(path, change):
@@ -314,7 +391,7 @@ def test_damaged_vectors(folder, capsys, change):
     assert run(ENCODE) == 2
     message = capsys.readouterr().err
     assert message.startswith("fastvq: error: X.npy: ") and message.count("\n") == 1
-    assert sorted(os.listdir()) == ["C.npy", "X.npy"]
+    assert sorted(os.listdir()) == ["C.fvq", "C.npy", "X.npy"]
 
 
 def test_a_pickle_is_refused_and_not_run(folder, capsys):
@@ -334,27 +411,32 @@ def save(name, array):
 @pytest.mark.parametrize(
     ("prepare", "line", "said"),
     [
-        (None, "encode absent.npy --codebook C.npy -o out.npy", "absent.npy: No such file"),
+        (None, "encode absent.npy --codebook C.fvq -o out.npy", "absent.npy: No such file"),
         (None, "encode X.npy --codebook absent.npy -o out.npy", "absent.npy: No such file"),
-        (None, "encode . --codebook C.npy -o out.npy", "Is a directory"),
-        (None, "encode X.npy --codebook C.npy -o absent/out.npy", "no folder"),
-        (None, "encode X.npy --codebook C.npy -o .", "not a plain file"),
-        (None, "encode X.npy --codebook C.npy -o /dev/null", "not a plain file"),
-        (None, "encode X.npy --codebook C.npy -o ./X.npy", "also an input"),
-        (None, "encode X.npy --codebook C.npy -o C.npy", "also an input"),
-        (None, "decode X.npy --codebook C.npy -o out.npy", "codes must be integers"),
+        (None, "encode . --codebook C.fvq -o out.npy", "Is a directory"),
+        (None, "encode X.npy --codebook C.fvq -o absent/out.npy", "no folder"),
+        (None, "encode X.npy --codebook C.fvq -o .", "not a plain file"),
+        (None, "encode X.npy --codebook C.fvq -o /dev/null", "not a plain file"),
+        (None, "encode X.npy --codebook C.fvq -o ./X.npy", "also an input"),
+        (None, "encode X.npy --codebook C.fvq -o C.fvq", "also an input"),
+        (None, "decode X.npy --codebook C.fvq -o out.npy", "codes must be integers"),
         (None, "fit X.npy -o X.npy", "also an input"),
         (None, "fit X.npy -o C.npy --init C.npy --codewords 7", "also an input"),
+        (
+            None,
+            "fit X.npy -o out.fvq --set taxi=1",
+            "VectorQuantizer has no parameter taxi",
+        ),
+        (None, "fit X.npy -o out.fvq --set metric=taxi", "metric must be one of"),
+        (None, "encode X.npy --codebook C.npy -o out.npy", "C.npy: not a fastvq file but a NumPy"),
         (None, "fit X.npy -o out.npy --init nonsense", "init"),
         (None, "fit X.npy -o out.npy --init C.npy --codewords 8", "init"),
         (None, "fit X.npy -o out.npy --tol -1", "tol"),
         (None, "fit X.npy -o out.npy --threads 0", "n_threads"),
         (None, "fit X.npy -o out.npy --seed -1", "Seed must be"),
-        (lambda: save("C.npy", np.zeros((3, 5))), ENCODE, "X.npy has 6 features, C.npy has 5"),
-        (lambda: save("C.npy", np.zeros(6)), ENCODE, "C.npy: array of shape (6,); want 2-D"),
-        (lambda: save("C.npy", np.zeros((0, 6))), ENCODE, "C.npy"),
-        (lambda: save("C.npy", [["a"] * 6]), ENCODE, "C.npy"),
-        (lambda: save("C.npy", np.full((2, 6), np.nan)), ENCODE, "C.npy"),
+        (lambda: save("X.npy", np.zeros((3, 5))), ENCODE, "X has 5 features, but VectorQuantizer"),
+        (lambda: corrupt("C.fvq", lambda b: b[:-1]), ENCODE, "C.fvq: cut short"),
+        (lambda: corrupt("C.fvq", lambda b: b[:-1] + b"x"), ENCODE, "C.fvq: damaged: tensor"),
         (lambda: save("X.npy", np.full((2, 6), np.inf)), ENCODE, "X.npy"),
         (lambda: save("X.npy", np.ones((2, 6), complex)), ENCODE, "X.npy"),
         (lambda: save("X.npy", [["a"] * 6]), ENCODE, "X.npy"),
@@ -362,18 +444,18 @@ def save(name, array):
         (lambda: save("X.npy", np.zeros((20, 0))), "fit X.npy -o out.npy", "X"),
         (
             lambda: save("codes.npy", [0, 1, 7]),
-            "decode codes.npy --codebook C.npy -o out.npy",
-            "codes.npy, rows 0 to 2: codes must be from 0 to 6, got values from 0 to 7",
+            "decode codes.npy --codebook C.fvq -o out.npy",
+            "codes.npy, counting from row 0: codes must be from 0 to 6, got values from 0 to 7",
         ),
         (
             lambda: save("codes.npy", [0, -1, 7]),
-            "decode codes.npy --codebook C.npy -o out.npy",
+            "decode codes.npy --codebook C.fvq -o out.npy",
             "got values from -1 to 7",
         ),
         (
             lambda: save("codes.npy", [[0, 1], [1, 0]]),
-            "decode codes.npy --codebook C.npy -o out.npy",
-            "codes must have the shape (n, 1) or (n,), got (2, 2)",
+            "decode codes.npy --codebook C.fvq -o out.npy",
+            "codes must have the shape (n, 1) or (n,), got (1, 2)",
         ),
     ],
 )
@@ -403,7 +485,8 @@ def test_zero_rows_have_no_direction(folder, capsys):
     X = np.load("X.npy")
     X[3] = 0
     np.save("X.npy", X)
-    assert run(ENCODE + " --metric cosine") == 2
+    save_codebook(np.eye(3, 6, dtype=np.float32), metric="cosine")
+    assert run(ENCODE) == 2
     assert "X.npy" in capsys.readouterr().err
 
 
@@ -412,7 +495,7 @@ def test_debug_shows_the_traceback(folder, capsys, monkeypatch, how):
     if how == "environment":
         monkeypatch.setenv("FASTVQ_DEBUG", "1")
     option = " --debug" if how == "option" else ""
-    assert run("encode absent.npy --codebook C.npy -o out.npy" + option) == 2
+    assert run("encode absent.npy --codebook C.fvq -o out.npy" + option) == 2
     message = capsys.readouterr().err
     assert "Traceback" in message
     assert message.splitlines()[-1].startswith("fastvq: error: absent.npy")
@@ -436,15 +519,15 @@ def test_a_failed_write_leaves_no_half_file(folder, monkeypatch, capsys, error, 
     if old:
         (folder / "out.npy").write_bytes(old)
     calls = []
-    assign = kernels.assign
+    encode = VectorQuantizer.encode_blocks
 
     def failing(*args, **kwargs):
         calls.append(1)
         if len(calls) == 3:
             raise error
-        return assign(*args, **kwargs)
+        return encode(*args, **kwargs)
 
-    monkeypatch.setattr(kernels, "assign", failing)
+    monkeypatch.setattr(VectorQuantizer, "encode_blocks", failing)
     monkeypatch.setattr(_files, "BLOCK_BYTES", 1000)
     before = sorted(os.listdir())
     assert run(ENCODE) == code
@@ -460,12 +543,12 @@ def test_a_full_disk(folder):
     (folder / "Y.npy").write_bytes(b"precious")
     limit = 1 << 20
     result = program(
-        *shlex.split("decode codes.npy --codebook C.npy -o Y.npy"),
+        *shlex.split("decode codes.npy --codebook C.fvq -o Y.npy"),
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
     )
     assert result.returncode == 1
     assert result.stderr.startswith("fastvq: error: ") and result.stderr.count("\n") == 1
-    assert sorted(os.listdir()) == ["C.npy", "X.npy", "Y.npy", "codes.npy"]
+    assert sorted(os.listdir()) == ["C.fvq", "C.npy", "X.npy", "Y.npy", "codes.npy"]
     assert (folder / "Y.npy").read_bytes() == b"precious"
 
 
@@ -473,24 +556,27 @@ def test_a_full_disk(folder):
 def test_ctrl_c_in_a_long_run(folder, command):
     sparse_npy("X.npy", (10_000_000, 6), "f4")
     line = {
-        "fit": "fit X.npy -o out.npy --codewords 100 --init random --tol 0",
-        "encode": "encode X.npy --codebook C.npy -o out.npy",
+        "fit": "fit X.npy -o out.npy --codewords 100 --init random --tol 0 --verbose",
+        "encode": "encode X.npy --codebook C.fvq -o out.npy",
     }[command]
     if command == "encode":
-        np.save("C.npy", np.random.default_rng(0).normal(size=(2000, 6)).astype(np.float32))
+        save_codebook(np.random.default_rng(0).normal(size=(2000, 6)).astype(np.float32))
     process = subprocess.Popen([*PROGRAM, *shlex.split(line)], stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while not any(name.endswith(".tmp") for name in os.listdir()):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
-    time.sleep(0.3)
+    if command == "encode":
+        deadline = time.monotonic() + 60
+        while not any(name.endswith(".tmp") for name in os.listdir()):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+        time.sleep(0.3)
+    else:
+        process.stderr.read(1)  # it shows progress: it fits
     process.send_signal(signal.SIGINT)
     sent = time.monotonic()
     _, message = process.communicate(timeout=60)
     assert process.returncode == 130
     assert message.splitlines()[-1] == "fastvq: interrupted" and "Traceback" not in message
     assert time.monotonic() - sent < 5  # 0.5 s is promised; the machine may be busy
-    assert sorted(os.listdir()) == ["C.npy", "X.npy"]
+    assert sorted(os.listdir()) == ["C.fvq", "C.npy", "X.npy"]
 
 
 def test_a_good_file_is_replaced_and_links_are_followed(folder):
@@ -673,7 +759,7 @@ def test_without_pillow_the_extra_is_named(folder, monkeypatch, capsys, line):
         monkeypatch.setitem(sys.modules, name, None)
     assert run(line) == 1
     assert 'pip install "fastvq[image]"' in capsys.readouterr().err
-    assert sorted(os.listdir()) == ["C.npy", "X.npy"]
+    assert sorted(os.listdir()) == ["C.fvq", "C.npy", "X.npy"]
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
