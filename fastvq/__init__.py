@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 from fastvq import _kernels  # noqa: F401
 
 if TYPE_CHECKING:
-    from fastvq import container, kernels, reference
+    from fastvq import container, kernels, metrics, reference
     from fastvq._config import show_config
     from fastvq._threads import get_num_threads, set_num_threads
     from fastvq.container import FileFormatError
+    from fastvq.exchange import from_faiss, to_faiss
     from fastvq.vq import VectorQuantizer, load
 
 __version__ = "0.1.0"
@@ -24,12 +25,15 @@ __all__ = [
     "VectorQuantizer",
     "__version__",
     "container",
+    "from_faiss",
     "get_num_threads",
     "kernels",
     "load",
+    "metrics",
     "reference",
     "set_num_threads",
     "show_config",
+    "to_faiss",
 ]
 
 # The module that each lazy name comes from; a module's own name stands for the module.
@@ -37,12 +41,15 @@ _ORIGIN = {
     "FileFormatError": "fastvq.container",
     "VectorQuantizer": "fastvq.vq",
     "container": "fastvq.container",
+    "from_faiss": "fastvq.exchange",
     "get_num_threads": "fastvq._threads",
     "kernels": "fastvq.kernels",
     "load": "fastvq.vq",
+    "metrics": "fastvq.metrics",
     "reference": "fastvq.reference",
     "set_num_threads": "fastvq._threads",
     "show_config": "fastvq._config",
+    "to_faiss": "fastvq.exchange",
 }
 
 

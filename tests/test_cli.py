@@ -331,7 +331,10 @@ def test_inspect_verifies(folder, capsys):
     assert run("inspect C.fvq --verify") == 2
     captured = capsys.readouterr()
     assert captured.out.count("DAMAGED") == 1
-    assert captured.err == "fastvq: error: C.fvq: damaged: checksums do not match in 'parameters.init'\n"
+    assert (
+        captured.err
+        == "fastvq: error: C.fvq: damaged: checksums do not match in 'parameters.init'\n"
+    )
 
 
 def test_inspect_as_json(folder, capsys):

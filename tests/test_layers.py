@@ -24,6 +24,7 @@ FLOORS = {
     "_progress": set(),
     "reference": set(),
     "images": set(),
+    "metrics": set(),
     "container": {"_files"},
     "_threads": {"_kernels"},
     "_panels": set(),
@@ -36,6 +37,7 @@ FLOORS["vq"] = BASE | {"_screen"}
 FLOORS["runtime"] = BASE - {"_progress"}
 FLOORS["compress"] = BASE | {"vq", "runtime"}
 FLOORS["neural"] = FLOORS["distributed"] = BASE | {"vq", "compress"}
+FLOORS["exchange"] = {"vq"}
 FLOORS["demo"] = {"fastvq", *FLOORS}
 FLOORS["cli"] = {"fastvq", *FLOORS}
 # The package itself chooses the level; its public names are loaded lazily (`_ORIGIN`).
@@ -47,11 +49,13 @@ OUTSIDE = {
     "_threads": set(),
     "_progress": {"tqdm"},
     "images": {"numpy", "PIL"},
+    "metrics": {"numpy", "scipy", "sklearn"},
     "vq": {"numpy", "scipy", "sklearn"},
     "compress": ...,
     "neural": ...,
     "distributed": ...,
     "demo": ...,
+    "exchange": {"numpy", "sklearn", "faiss"},
     "fastvq": set(),
 }
 NUMPY_ONLY = {"numpy"}

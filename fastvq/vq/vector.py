@@ -25,6 +25,7 @@ from fastvq._validation import (
     as_labels,
     as_nonnegative,
     as_out,
+    as_rows,
     as_weights,
     as_word,
 )
@@ -55,6 +56,9 @@ OUTPUTS = {
 
 _BLOCK_BYTES = 1 << 22
 _BLOCK_ROWS = 1 << 16
+
+# How far the length of a codeword of the cosine metric may be from 1: float32's rounding, amply.
+_UNIT_TOLERANCE = 1e-4
 
 # The first rows of a stream are few: more iterations than this on them would fit their noise.
 _FIRST_BATCH_ITERATIONS = 10
@@ -201,6 +205,48 @@ class VectorQuantizer(BaseQuantizer):
         return tags
 
     # ---- fitting ---------------------------------------------------------------------------
+
+    @classmethod
+    def from_codebook(cls, codebook: ArrayLike, **parameters: object) -> "VectorQuantizer":
+        """A quantizer with these codewords, made elsewhere: nothing is fitted.
+
+        `partial_fit` goes on from them as from an array given as `init`.
+
+        Parameters
+        ----------
+        codebook : array-like of shape (n_codewords, n_features)
+            With ``metric="cosine"`` of length 1.
+        **parameters
+            Any of the class's but `n_codewords`.
+
+        Returns
+        -------
+        quantizer : VectorQuantizer
+            With `codebook_`, of float64 where `codebook` is, else float32; `counts_` are zero, and
+            no inertia is known.
+
+        Examples
+        --------
+        >>> vq = VectorQuantizer.from_codebook([[0, 0], [1, 1]])
+        >>> vq.predict([[0.9, 0.7], [0.1, 0.2]])
+        array([1, 0], dtype=int32)
+        """
+        rows = as_rows(codebook, "codebook")
+        codewords = as_codebook(rows, *rows.shape, _codebook_dtype(rows), "codebook")
+        quantizer = cls(len(codewords), **parameters)
+        if quantizer._metric() == "cosine":
+            lengths = np.linalg.norm(codewords.astype(np.float64), axis=1)
+            if abs(lengths - 1).max() > _UNIT_TOLERANCE:
+                raise ValueError(
+                    "codebook must have codewords of length 1 for the cosine metric, got lengths "
+                    f"from {lengths.min():.6g} to {lengths.max():.6g}"
+                )
+        quantizer._set_codebook(codewords)
+        quantizer.n_features_in_ = codewords.shape[1]
+        quantizer.counts_, quantizer.inertia_history_ = np.zeros(len(codewords)), np.empty(0)
+        quantizer.n_iter_, quantizer._gathering = 0, False
+        quantizer.code_size_ = _code_size(codewords)
+        return quantizer
 
     def fit(
         self,
@@ -509,7 +555,7 @@ class VectorQuantizer(BaseQuantizer):
         self.inertia_ = float(latest[-1])
         self.inertia_history_ = np.concatenate([history, latest])
         self.n_iter_ = n_iter + outcome.n_iter
-        self.code_size_ = -(-code_bits(len(outcome.codebook)) // 8)
+        self.code_size_ = _code_size(self.codebook_)
         self._gathering = outcome.n_distinct is not None
 
     def _measure(self, rows):
@@ -639,6 +685,10 @@ class _Compiled(NamedTuple):
 
 def _compile(codebook):
     return _Compiled(codebook, kernels.widened(kernels.prepare(codebook, screen=True)))
+
+
+def _code_size(codebook):
+    return -(-code_bits(len(codebook)) // 8)
 
 
 def _codebook_dtype(X):
