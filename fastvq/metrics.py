@@ -52,22 +52,20 @@ def recall_at_k(found: ArrayLike, truth: ArrayLike, k: int) -> float:
     >>> recall_at_k(found=[[4, 7, 1], [3, 0, 2]], truth=[7, 5], k=2)
     0.5
     """
-    found, truth = _as_indices(found, "found"), _as_indices(truth, "truth")
-    if not 1 <= k <= found.shape[1]:
-        raise ValueError(f"k must be from 1 to the {found.shape[1]} columns of found, got {k}")
-    if len(found) != len(truth) or not truth.size:
+    have, want = _as_indices(found, "found"), _as_indices(truth, "truth")
+    if not 1 <= k <= have.shape[1]:
+        raise ValueError(f"k must be from 1 to the {have.shape[1]} columns of found, got {k}")
+    if len(have) != len(want) or not want.size:
         raise ValueError(
-            f"found and truth must have a row for each query, got {found.shape} and {truth.shape}"
+            f"found and truth must have a row for each query, got {have.shape} and {want.shape}"
         )
-    found, truth = found[:, :k], truth[:, :k]
-    if truth.min() < 0:
+    have, want = have[:, :k, None], want[:, None, :k]
+    if want.min() < 0:
         raise ValueError("truth must not be negative among the first k")
-    step = max(1, _BLOCK_PAIRS // (k * truth.shape[1]))
-    hits = 0
-    for start in range(0, len(truth), step):
-        pairs = found[start : start + step, :, None] == truth[start : start + step, None, :]
-        hits += np.count_nonzero(pairs.any(axis=1))
-    return hits / truth.size
+    step = max(1, _BLOCK_PAIRS // (k * want.shape[2]))
+    blocks = [slice(start, start + step) for start in range(0, len(want), step)]
+    hits = [np.count_nonzero((have[block] == want[block]).any(axis=1)) for block in blocks]
+    return int(sum(hits)) / want.size
 
 
 def mean_interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
@@ -93,13 +91,13 @@ def mean_interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
     """
     from scipy.special import stdtrit  # the quantiles of t
 
-    values = np.asarray(values, dtype=np.float64)
-    if values.ndim != 1 or len(values) < 2 or not np.isfinite(values).all():
-        raise ValueError(f"values must be at least two finite numbers, got {values}")
+    sample = np.asarray(values, dtype=np.float64)
+    if sample.ndim != 1 or len(sample) < 2 or not np.isfinite(sample).all():
+        raise ValueError(f"values must be at least two finite numbers, got {values!r}")
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must be between 0 and 1, got {confidence}")
-    n, mean = len(values), float(values.mean())
-    margin = float(stdtrit(n - 1, (1 + confidence) / 2) * values.std(ddof=1) / np.sqrt(n))
+    n, mean = len(sample), float(sample.mean())
+    margin = float(stdtrit(n - 1, (1 + confidence) / 2) * sample.std(ddof=1) / np.sqrt(n))
     return Interval(mean, mean - margin, mean + margin)
 
 
@@ -142,14 +140,14 @@ def rate_distortion(
     """
     from sklearn.base import clone
 
-    seeds = list(range(seeds) if isinstance(seeds, int) else seeds)
-    if len(seeds) < 2:
+    each_seed = list(range(seeds) if isinstance(seeds, int) else seeds)
+    if len(each_seed) < 2:
         raise ValueError(f"seeds must be at least two for an interval, got {seeds}")
     X_test = X if X_test is None else X_test
     points = []
     for quantizer in quantizers:
         fitted, distortions = clone(quantizer), []
-        for seed in seeds:
+        for seed in each_seed:
             if "random_state" in fitted.get_params():
                 fitted.set_params(random_state=seed)
             distortions.append(float(fitted.fit(X).distortion(X_test)))

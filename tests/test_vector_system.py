@@ -125,6 +125,29 @@ class TestMemory:
             vq.encode_blocks(blocks, out=out)
         assert memory.peak < 8 * MB
 
+    @pytest.mark.parametrize(
+        ("n", "d", "k", "dtype", "parameters"),
+        [
+            (150_000, 40, 30, "float32", {}),
+            (150_000, 40, 30, "float64", {"algorithm": "lloyd"}),
+            (60_000, 128, 256, "float32", {}),
+            (60_000, 128, 64, "uint8", {"algorithm": "growing"}),
+            (100_000, 16, 50, "float32", {"max_samples": 0.1}),
+            (3_000, 64, 1_000, "float64", {"init": "random"}),
+            (50_000, 4, 256, "int32", {"algorithm": "minibatch"}),
+        ],
+    )
+    def test_of_an_estimate(self, n, d, k, dtype, parameters):
+        X = table(dtype, "C", None, n, d)
+        vq = VectorQuantizer(k, max_iter=2, random_state=0, n_threads=2, **parameters)
+        estimate = vq.memory_estimate(n, d, dtype)
+        with allocated() as fit:
+            vq.fit(X)
+        with allocated() as transform:
+            vq.transform(X)
+        assert fit.peak <= estimate.fit <= 2 * fit.peak + 6 * MB
+        assert transform.peak <= estimate.transform <= 2 * transform.peak + 6 * MB
+
     @needs_linux
     def test_as_the_system_sees_it(self, run_python):
         """No allocation that NumPy does not know of."""
@@ -193,6 +216,14 @@ except MemoryError as error:
             (True, True),
             (False, True),
         ]
+
+    def test_estimates_of_what_cannot_be(self):
+        for sizes in [(0, 5), (5, 0)]:
+            with pytest.raises(ValueError, match="n_"):
+                VectorQuantizer().memory_estimate(*sizes)
+        with pytest.raises(ValueError, match="n_codewords"):
+            VectorQuantizer(0).memory_estimate(5, 5)
+        assert VectorQuantizer().memory_estimate(10**12, 1000).fit > 10**13
 
 
 class TestThreads:

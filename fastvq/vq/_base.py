@@ -7,7 +7,9 @@ A quantizer derives from `BaseQuantizer`, fits inside ``with self._all_or_nothin
 - ``_codebook_dtype``: the dtype of what codes stand for;
 - ``_encode(rows, codes)``: the codes of checked rows, written into an array;
 - ``_decode(codes, out)``: what checked codes stand for, written into an array;
-- ``fit``, and ``partial_fit`` where the method allows it.
+- ``fit``, and ``partial_fit`` where the method allows it;
+- ``_memory(n_rows, n_features, itemsize)``: the bytes of `memory_estimate`, for codewords of so
+  many bytes a number.
 
 What it can do better than by encoding and decoding, it overrides (``_squared_error``). Private
 state that a fit leaves and `save` must keep, it lists in ``_saved``.
@@ -18,21 +20,35 @@ import os
 import sys
 import warnings
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import _check_feature_names_in, check_is_fitted, validate_data
 
-from fastvq._validation import as_bytes, as_codes, as_out, as_rows, as_weights
+from fastvq._validation import as_bytes, as_codes, as_count, as_out, as_rows, as_weights
 from fastvq.vq._rows import ordered_sum, spans
 
-__all__ = ["BaseQuantizer", "code_bits", "code_dtype", "column_names", "random_state_of"]
+__all__ = [
+    "BaseQuantizer",
+    "MemoryEstimate",
+    "code_bits",
+    "code_dtype",
+    "column_names",
+    "random_state_of",
+]
 
 _BLOCK_BYTES = 1 << 22  # of rows in flight where work goes block by block
+
+
+class MemoryEstimate(NamedTuple):
+    """Bytes that calls need beside their input."""
+
+    fit: int  # at its peak, with what stays
+    transform: int  # at its peak, with the codes
 
 
 class BaseQuantizer(TransformerMixin, BaseEstimator):
@@ -107,9 +123,9 @@ class BaseQuantizer(TransformerMixin, BaseEstimator):
             For numbers that are no codes of this quantizer.
         """
         check_is_fitted(self)
-        codes = as_codes(codes, self._code_range, len(self._code_bits))
-        out = as_out(out, (len(codes), self.n_features_in_), self._codebook_dtype)
-        self._decode(codes, out)
+        rows = as_codes(codes, self._code_range, len(self._code_bits))
+        out = as_out(out, (len(rows), self.n_features_in_), self._codebook_dtype)
+        self._decode(rows, out)
         return out
 
     def get_feature_names_out(self, input_features: ArrayLike | None = None) -> NDArray:
@@ -247,6 +263,32 @@ class BaseQuantizer(TransformerMixin, BaseEstimator):
                 plane = table[:, end - width : end] << np.arange(width, dtype=dtype)
                 codes[span, column] = plane.sum(axis=1, dtype=dtype)
         return as_codes(codes, self._code_range, len(bits), name="packed codes")
+
+    def memory_estimate(
+        self, n_samples: int, n_features: int, dtype: DTypeLike = np.float32
+    ) -> MemoryEstimate:
+        """About how much memory `fit` and `transform` take for so many rows, at most.
+
+        Nothing needs to be fitted, and nothing is allocated: parameters and sizes decide.
+
+        Parameters
+        ----------
+        n_samples, n_features : int
+        dtype : dtype, default=float32
+            Of the rows; they are not counted, whatever it is, unless it must be converted: float32,
+            float64, float16, 8-bit integers and bool are read as they are.
+
+        Returns
+        -------
+        estimate : MemoryEstimate
+            ``estimate.fit`` and ``estimate.transform``, in bytes.
+        """
+        n_samples, n_features = as_count(n_samples, "n_samples"), as_count(n_features, "n_features")
+        given = np.zeros((1, 1), dtype)
+        read = as_rows(given)
+        copied = 0 if np.shares_memory(given, read) else n_samples * n_features * read.itemsize
+        fit, transform = self._memory(n_samples, n_features, 8 if read.dtype == np.float64 else 4)
+        return MemoryEstimate(int(fit + copied), int(transform + copied))
 
     def save(self, path: str | os.PathLike) -> None:
         """Write this quantizer to a file, from which `fastvq.load` makes it again, bit for bit.

@@ -9,7 +9,7 @@ The loops are in `_fit`, the first codewords in `_seeding`, the rows and their m
 
 import warnings
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,7 +17,7 @@ from scipy import sparse
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import _check_feature_names_in, check_is_fitted
 
-from fastvq import _threads, kernels
+from fastvq import _screen, _threads, kernels
 from fastvq._progress import Progress
 from fastvq._validation import (
     as_codebook,
@@ -29,7 +29,7 @@ from fastvq._validation import (
     as_weights,
     as_word,
 )
-from fastvq.vq._base import BaseQuantizer, code_bits, column_names, random_state_of
+from fastvq.vq._base import BaseQuantizer, code_bits, code_dtype, column_names, random_state_of
 from fastvq.vq._fit import Outcome, Settings, fit_rows, step
 from fastvq.vq._rows import Rows, UnitRows, draw_positions, rows_of
 from fastvq.vq._seeding import INITS
@@ -56,6 +56,7 @@ OUTPUTS = {
 
 _BLOCK_BYTES = 1 << 22
 _BLOCK_ROWS = 1 << 16
+_SCRATCH_BYTES = 1 << 21  # amply what a thread packs and sums in
 
 # How far the length of a codeword of the cosine metric may be from 1: float32's rounding, amply.
 _UNIT_TOLERANCE = 1e-4
@@ -207,7 +208,7 @@ class VectorQuantizer(BaseQuantizer):
     # ---- fitting ---------------------------------------------------------------------------
 
     @classmethod
-    def from_codebook(cls, codebook: ArrayLike, **parameters: object) -> "VectorQuantizer":
+    def from_codebook(cls, codebook: ArrayLike, **parameters: Any) -> "VectorQuantizer":
         """A quantizer with these codewords, made elsewhere: nothing is fitted.
 
         `partial_fit` goes on from them as from an array given as `init`.
@@ -232,8 +233,9 @@ class VectorQuantizer(BaseQuantizer):
         array([1, 0], dtype=int32)
         """
         rows = as_rows(codebook, "codebook")
-        codewords = as_codebook(rows, *rows.shape, _codebook_dtype(rows), "codebook")
-        quantizer = cls(len(codewords), **parameters)
+        k, d = rows.shape
+        codewords = as_codebook(rows, k, d, _codebook_dtype(rows), "codebook")
+        quantizer = cls(k, **parameters)
         if quantizer._metric() == "cosine":
             lengths = np.linalg.norm(codewords.astype(np.float64), axis=1)
             if abs(lengths - 1).max() > _UNIT_TOLERANCE:
@@ -242,8 +244,8 @@ class VectorQuantizer(BaseQuantizer):
                     f"from {lengths.min():.6g} to {lengths.max():.6g}"
                 )
         quantizer._set_codebook(codewords)
-        quantizer.n_features_in_ = codewords.shape[1]
-        quantizer.counts_, quantizer.inertia_history_ = np.zeros(len(codewords)), np.empty(0)
+        quantizer.n_features_in_ = d
+        quantizer.counts_, quantizer.inertia_history_ = np.zeros(k), np.empty(0)
         quantizer.n_iter_, quantizer._gathering = 0, False
         quantizer.code_size_ = _code_size(codewords)
         return quantizer
@@ -599,6 +601,20 @@ class VectorQuantizer(BaseQuantizer):
             compiled = _compile(self.codebook_)
         return compiled.prepared
 
+    def _memory(self, n_rows, n_features, itemsize):
+        k, threads = as_count(self.n_codewords, "n_codewords"), _threads.effective(self.n_threads)
+        codebook = k * n_features * itemsize
+        sample = _sample_size(self.max_samples, n_rows)
+        fit = 12 * codebook + (32 if itemsize == 4 else 40) * sample
+        fit += 8 * n_rows if sample < n_rows else 0  # which rows
+        if self.algorithm == "auto" and itemsize == 4 and n_features >= _screen.FEATURES:
+            fit += 4 * sample * (max(16, n_features // 8) + 2)  # leading coordinates of all rows
+        # Panels, and what screening needs (directions, short codewords; values of a block's rows).
+        screen = codebook // 2 + 2 * n_features**2
+        scratch = threads * (_SCRATCH_BYTES + 256 * min(k, _screen.MOST_CODEWORDS))
+        codes = n_rows * (code_dtype((code_bits(k),)).itemsize + 1)
+        return fit + screen + scratch, codebook + codes + screen + scratch
+
     def _source(self, X, weight=None, sample=None):
         """Rows to be encoded."""
         kind = UnitRows if self._metric() == "cosine" else Rows
@@ -697,16 +713,21 @@ def _codebook_dtype(X):
 
 def _sample(max_samples, n_rows, rng):
     """Which rows to fit on, ascending; None for all."""
+    size = _sample_size(max_samples, n_rows)
+    return None if size == n_rows else draw_positions(n_rows, size, rng)
+
+
+def _sample_size(max_samples, n_rows):
+    """How many rows to fit on."""
     if max_samples is None:
-        return None
+        return n_rows
     if isinstance(max_samples, (float, np.floating)):
         if not 0 < max_samples <= 1:
             raise ValueError(
                 f"max_samples must be an integer, or a float above 0 and up to 1, got {max_samples}"
             )
         max_samples = max(1, round(max_samples * n_rows))
-    size = as_count(max_samples, "max_samples")
-    return None if size >= n_rows else draw_positions(n_rows, size, rng)
+    return min(n_rows, as_count(max_samples, "max_samples"))
 
 
 def _watch(rows, dtype, callback, progress):
