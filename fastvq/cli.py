@@ -215,7 +215,7 @@ def _fit(args):
     print(f"{args.input}: {_describe(X)}")
     print(
         f"{args.output}: {type(quantizer).__name__}, {_size(args.output)}, "
-        f"{quantizer.code_size_:,} bytes a vector, {_outcome(quantizer)}{seconds:.2f} s"
+        f"code_size {quantizer.code_size_:,}, {_outcome(quantizer)}{seconds:.2f} s"
     )
 
 
@@ -277,8 +277,8 @@ def _encode(args):
         write_npy(file, (len(X), first.shape[1]), first.dtype, parts)
         seconds = time.perf_counter() - start
     print(f"{args.input}: {_describe(X)}, {_size(args.input)}")
-    what = "bytes of codes" if args.packed else f"{first.dtype} codes"
-    print(f"{args.output}: {first.shape[1]} {what} a row, {_size(args.output)}, {seconds:.2f} s")
+    shape = f"{len(X):,} x {first.shape[1]:,} {first.dtype}"
+    print(f"{args.output}: {shape}, {_size(args.output)}, {seconds:.2f} s")
 
 
 def _add_decode(add):

@@ -173,7 +173,7 @@ def test_encode_beside_rows_of_another_size(folder, scale):
     X = np.concatenate([rows, rows * 1e-12, np.full((1, 4), 3e38)]).astype(np.float32)
     np.save("X.npy", X)
     vq.save("C.fvq")
-    assert run("encode X.npy --codebook C.npy -o codes.npy") == 0
+    assert run("encode X.npy --codebook C.fvq -o codes.npy") == 0
     np.testing.assert_array_equal(np.load("codes.npy"), vq.transform(X), strict=True)
 
 

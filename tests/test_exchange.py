@@ -44,6 +44,18 @@ class TestVectorQuantizer:
         vq = fastvq.from_faiss(kmeans)
         np.testing.assert_array_equal(vq.predict(rows), kmeans.index.search(rows, 1)[1][:, 0])
 
+    @pytest.mark.parametrize("bits", [1, 2, 3, 7, 8, 9])
+    def test_packed_codes_are_the_bytes_of_faiss(self, faiss, bits):
+        """One codebook is a product quantizer of one part."""
+        codebook = np.random.RandomState(1).randn(2**bits, 12).astype(np.float32)
+        vq = VectorQuantizer.from_codebook(codebook)
+        pq = faiss.ProductQuantizer(12, 1, bits)
+        faiss.copy_array_to_vector(vq.codebook_.ravel(), pq.centroids)
+        codes = vq.transform(X)
+        np.testing.assert_array_equal(pq.compute_codes(X), vq.pack(codes), strict=True)
+        np.testing.assert_array_equal(pq.decode(vq.pack(codes)), vq.inverse_transform(codes))
+        np.testing.assert_array_equal(vq.unpack(pq.compute_codes(X)), codes, strict=True)
+
     def test_what_came_can_go_on(self, faiss, tmp_path):
         index = faiss.IndexFlatL2(12)
         index.add(X[:20])

@@ -1,5 +1,6 @@
 """`save` and `load`: the same quantizer comes back, and a file is trusted with nothing."""
 
+import contextlib
 import json
 import pickle
 import re
@@ -176,6 +177,37 @@ class TestVectorQuantizer:
         assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
         with pytest.raises(TypeError):
             vq.save(open)
+
+
+class TestEveryQuantizer:
+    """With its defaults: a class that is new needs nothing here."""
+
+    @pytest.fixture(params=[name for name in fastvq.__all__ if name.endswith("Quantizer")])
+    def fitted(self, request):
+        rows = np.random.default_rng(1).normal(size=(700, 16)).astype(np.float32)
+        quantizer = getattr(fastvq, request.param)()
+        if "random_state" in quantizer.get_params():
+            quantizer.set_params(random_state=0)
+        return quantizer.fit(rows), rows
+
+    def test_comes_back(self, fitted, path):
+        quantizer, rows = fitted
+        again = reload(quantizer, path)
+        assert_same_quantizer(quantizer, again, rows)
+        codes = quantizer.encode_blocks(rows)
+        decoded = quantizer.inverse_transform(codes)
+        np.testing.assert_array_equal(again.inverse_transform(codes), decoded, strict=True)
+
+    def test_no_flipped_byte_goes_unnoticed(self, fitted, path):
+        quantizer, _ = fitted
+        quantizer.save(path)
+        whole, expected = path.read_bytes(), container.read(path).tensors
+        for place in np.random.default_rng(0).integers(0, len(whole), 100):
+            content = bytearray(whole)
+            content[place] ^= 1 << (place % 8)
+            path.write_bytes(content)
+            with contextlib.suppress(FileFormatError):
+                assert_equal(container.read(path).tensors, expected)
 
 
 class TestValues:
