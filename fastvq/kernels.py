@@ -14,16 +14,26 @@ from time import perf_counter
 
 import numpy as np
 
-from fastvq import _screen, _threads
+from fastvq import _optimal, _screen, _threads
 from fastvq._kernels import load
 from fastvq._panels import pack_panels
 
 __all__ = [
+    "Levels",
     "Prepared",
+    "Steps",
     "assign",
     "assign_screened",
     "assign_two",
+    "decode_even",
+    "decode_levels",
     "distances",
+    "distinct_values",
+    "encode_even",
+    "encode_levels",
+    "extremes",
+    "optimal_codebook",
+    "pack_codes",
     "pairwise",
     "prepare",
     "project",
@@ -31,6 +41,7 @@ __all__ = [
     "seed_potentials",
     "seed_update",
     "sums",
+    "unpack_codes",
 ]
 
 # Element types of rows, by the number that _kernels/rows.pxd knows them under.
@@ -626,6 +637,416 @@ def seed_update(X, candidate, closest, *, sample_weight=None, scale=1.0, n_threa
     return float(np.add.reduce(np.concatenate([np.empty(0), *parts])))
 
 
+def extremes(X, *, rows=None, n_threads=None):
+    """Least and largest value of each feature; and so the check that all values are finite.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n, d)
+    rows : ndarray of intp, shape (m,), optional
+    n_threads : int, optional
+
+    Returns
+    -------
+    least, most : ndarray of shape (d,)
+        float64 for float64 rows, else float32.
+    """
+    source, d, dtype = _Source(X, X.shape[1], rows), X.shape[1], _precision(X)
+    threads = thread_count(n_threads, source.n * d)
+    least = np.full((threads, _period(d)), np.inf, dtype)
+    most = -least
+    workspace = _workspace("scalar", d, dtype, threads)
+    for start, stop in _calls(source.n, 8 * d):
+        bad = load("scalar").extremes(source.fields, start, stop, least, most, workspace, threads)
+        source.check_finite(bad, dtype)
+    return least.reshape(-1, d).min(axis=0), most.reshape(-1, d).max(axis=0)
+
+
+class Steps:
+    """Evenly spaced levels for each feature, as the kernels want them.
+
+    Level q of a feature is ``scale * (q - zero_point)``.
+
+    Parameters
+    ----------
+    scale, zero_point : array of float64, shape (d,)
+        scale > 0.
+    first, last : array of integers from 0 to 65535, shape (d,)
+        The codes that values may get.
+    dtype : float32 or float64
+        The precision of the arithmetic.
+    """
+
+    __slots__ = ("dtype", "encoding", "n_features")
+
+    def __init__(self, scale, zero_point, first, last, dtype):
+        scale = np.asarray(scale, np.float64)
+        rows = [-scale * zero_point, 1 / scale, first, last, scale]
+        self.dtype, self.n_features = np.dtype(dtype), len(scale)
+        repeats = _period(len(scale)) // len(scale)
+        # Of code 0 its value; steps per unit; first and last code; the step.
+        self.encoding = np.tile(np.array(rows, dtype), repeats)
+
+    @property
+    def decoding(self):
+        return np.ascontiguousarray(self.encoding[[0, 4]])
+
+
+def encode_even(X, steps, *, codes=None, n_threads=None):
+    """Code of each value among evenly spaced levels.
+
+    With o the value of level 0, the code is (x - o) · (1 / scale), rounded to the nearest integer
+    (to the even one of two) and clamped: both operations in the precision of the steps, each
+    rounded. It depends on the value and its feature's step alone.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n, d)
+    steps : Steps
+    codes : ndarray of uint8 or uint16, shape (n, d), optional
+        Where to write; a new uint16 array by default.
+    n_threads : int, optional
+
+    Returns
+    -------
+    ndarray of shape (n, d)
+    """
+    source, d = _Source(X, steps.n_features), steps.n_features
+    codes = _room_for_table(codes, (source.n, d))
+    threads = thread_count(n_threads, source.n * d)
+    workspace = _workspace("scalar", d, steps.dtype, threads)
+    for start, stop in _calls(source.n, 8 * d):
+        bad = load("scalar").encode_even(
+            source.fields, start, stop, steps.encoding[:4], codes[start:stop], workspace, threads
+        )
+        source.check_finite(bad, steps.dtype)
+    return codes
+
+
+def decode_even(codes, steps, *, out=None, n_threads=None):
+    """The levels that codes stand for: scale · q + o, fused where the CPU can, else rounded twice.
+
+    Parameters
+    ----------
+    codes : C-contiguous ndarray of uint8 or uint16, shape (n, d)
+    steps : Steps
+    out : C-contiguous ndarray of the steps' dtype, shape (n, d), optional
+    n_threads : int, optional
+
+    Returns
+    -------
+    ndarray of shape (n, d)
+    """
+    out = _room_for_values(out, codes, steps.n_features, steps.dtype)
+    threads = thread_count(n_threads, codes.size)
+    for start, stop in _calls(len(codes), 8 * steps.n_features):
+        load("scalar").decode_even(codes[start:stop], steps.decoding, out[start:stop], threads)
+    return out
+
+
+class Levels:
+    """Levels of any spacing for each group of features, as the kernels want them.
+
+    The code of a value x is the number of thresholds below x, and the threshold between two levels
+    a < b is the largest number t of their dtype with t - a <= b - t, in exact arithmetic: so x gets
+    the nearest level, the lower one of two, whatever rounding does to differences. Of equal levels
+    the first is used.
+
+    Parameters
+    ----------
+    levels : ndarray of float32 or float64, shape (n_groups, k)
+        Each row ascending; k from 1 to 65536.
+    group : array of integers, shape (d,)
+        The row that belongs to each feature.
+    """
+
+    __slots__ = (
+        "base",
+        "below",
+        "buckets",
+        "dtype",
+        "group",
+        "halvings",
+        "levels",
+        "n_features",
+        "thresholds",
+    )
+
+    def __init__(self, levels, group):
+        self.levels = np.ascontiguousarray(levels)
+        self.dtype, self.n_features = self.levels.dtype, len(group)
+        self.group = np.ascontiguousarray(group, np.int32)
+        repeats = _period(len(group)) // len(group)
+        self.base = np.tile(self.group.astype(np.int64) * levels.shape[1], repeats)
+        self._find_buckets(_thresholds(self.levels))
+
+    def _find_buckets(self, thresholds):
+        """The tables of `encode_levels` (see _kernels/scalar.h)."""
+        n_groups, n_thresholds = thresholds.shape
+        n_buckets = int(np.clip(4 << n_thresholds.bit_length(), 64, 1 << 16))
+        self.buckets = np.empty((n_groups, 2), self.dtype)
+        self.below = np.empty((n_groups, n_buckets), np.uint16)
+        self.halvings = np.empty(n_groups, np.int32)
+        for g, finite in enumerate(row[np.isfinite(row)] for row in thresholds):
+            buckets = self._buckets_of(g, finite, n_buckets)
+            self.below[g] = np.searchsorted(buckets, np.arange(n_buckets))
+            self.halvings[g] = int(np.bincount(buckets, minlength=1).max()).bit_length()
+        width = n_thresholds + (1 << int(self.halvings.max()))
+        self.thresholds = np.full((n_groups, width), np.inf, self.dtype)
+        self.thresholds[:, :n_thresholds] = thresholds
+
+    def _buckets_of(self, g, thresholds, n_buckets):
+        """Choose the buckets of a group; those of its thresholds, by the kernel's arithmetic."""
+        low, high = thresholds[[0, -1]].astype(np.float64) if len(thresholds) else (0.0, 0.0)
+        limits = np.finfo(self.dtype)
+        width = max((high - low) / n_buckets, 1 / float(limits.max))
+        self.buckets[g] = low, np.clip(1 / width, limits.tiny, limits.max)
+        origin, inverse = self.buckets[g]
+        with np.errstate(over="ignore"):
+            place = (thresholds - origin) * inverse
+        return np.clip(place, 0, n_buckets - 1).astype(np.intp)
+
+
+def _thresholds(levels):
+    """The largest number nearer to each level than to the next one, or as near."""
+    a, b = levels[:, :-1].astype(np.float64), levels[:, 1:].astype(np.float64)
+    total = a + b
+    part = total - a
+    error = (a - (total - part)) + (b - part)  # a + b = total + error, exactly
+
+    def belongs_below(t):
+        twice = 2 * t.astype(np.float64)
+        return (twice < total) | ((twice == total) & (error >= 0))
+
+    t = (total / 2).astype(levels.dtype)
+    t = np.where(belongs_below(t), t, np.nextafter(t, -np.inf, dtype=t.dtype))
+    above = np.nextafter(t, np.inf, dtype=t.dtype)
+    t = np.where(belongs_below(above), above, t)
+    # Equal levels: nothing may lie between them, so all have the threshold of the last one.
+    t[a == b] = np.inf
+    return np.minimum.accumulate(t[:, ::-1], axis=1)[:, ::-1]
+
+
+def encode_levels(X, levels, *, codes=None, n_threads=None):
+    """Code of the nearest level for each value; of two as near the lower, of equal ones the first.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n, d)
+    levels : Levels
+    codes : ndarray of uint8 or uint16, shape (n, d), optional
+        Where to write; a new uint16 array by default.
+    n_threads : int, optional
+
+    Returns
+    -------
+    ndarray of shape (n, d)
+
+    Notes
+    -----
+    A look into a table of buckets and, on most codebooks, one to three comparisons a value.
+    """
+    source, d = _Source(X, levels.n_features), levels.n_features
+    codes = _room_for_table(codes, (source.n, d))
+    threads = thread_count(n_threads, 4 * source.n * d)
+    workspace = _workspace("scalar", d, levels.dtype, threads)
+    for start, stop in _calls(source.n, 32 * d):
+        bad = load("scalar").encode_levels(
+            source.fields, start, stop, levels.thresholds, levels.below, levels.buckets,
+            levels.halvings, levels.group, codes[start:stop], workspace, threads,
+        )  # fmt: skip
+        source.check_finite(bad, levels.dtype)
+    return codes
+
+
+def decode_levels(codes, levels, *, out=None, n_threads=None):
+    """The levels that codes stand for.
+
+    Parameters
+    ----------
+    codes : C-contiguous ndarray of uint8 or uint16, shape (n, d)
+    levels : Levels
+    out : C-contiguous ndarray of the levels' dtype, shape (n, d), optional
+    n_threads : int, optional
+
+    Returns
+    -------
+    ndarray of shape (n, d)
+    """
+    k = levels.levels.shape[1]
+    if codes.size and np.iinfo(codes.dtype).max >= k and codes.max() >= k:
+        raise ValueError(f"codes must be below {k}, got {codes.max()}")
+    out = _room_for_values(out, codes, levels.n_features, levels.dtype)
+    threads = thread_count(n_threads, codes.size)
+    for start, stop in _calls(len(codes), 8 * levels.n_features):
+        load("scalar").decode_levels(
+            codes[start:stop], levels.levels, levels.base, out[start:stop], threads
+        )
+    return out
+
+
+def distinct_values(values, sample_weight=None):
+    """Distinct values in ascending order, and the total weight of each.
+
+    Parameters
+    ----------
+    values : ndarray of float32 or float64, shape (n,)
+        Finite.
+    sample_weight : ndarray of float64, shape (n,), optional
+
+    Returns
+    -------
+    distinct : ndarray of shape (m,)
+    weight : ndarray of float64, shape (m,)
+        Added up in the order of the values given. Those without weight are left out.
+    """
+    if sample_weight is None:
+        ordered = np.sort(values)
+    else:
+        order = np.argsort(values, kind="stable")
+        ordered, sample_weight = values[order], sample_weight[order]
+    is_first = np.empty(len(ordered), bool)
+    is_first[:1] = True
+    np.not_equal(ordered[1:], ordered[:-1], out=is_first[1:])
+    first = np.flatnonzero(is_first)
+    if sample_weight is None:
+        return ordered[first], np.diff(first, append=len(ordered)).astype(np.float64)
+    weight = np.add.reduceat(sample_weight, first) if len(first) else np.empty(0)
+    return ordered[first][weight > 0], weight[weight > 0]
+
+
+def optimal_codebook(values, n_codewords, *, sample_weight=None):
+    """The codebook with the least possible inertia Σ w·(x − c)², for numbers: k-means, solved.
+
+    Parameters
+    ----------
+    values : array of float32 or float64, shape (n,)
+        Finite, below 2**1000.
+    n_codewords : int
+    sample_weight : array of float64, shape (n,), optional
+        Not negative, not all zero.
+
+    Returns
+    -------
+    ndarray of shape (n_codewords,)
+        Ascending, in the dtype of the values. Where there are fewer distinct values than codewords
+        these are the values, and the largest is repeated.
+
+    Notes
+    -----
+    Sorting, then about ten passes of n log n steps at worst, mostly hardly more than n; some 100
+    bytes for each distinct value. Sums are kept in twice the digits of float64. One thread.
+
+    References
+    ----------
+    A. Grønlund et al., "Fast exact k-means, k-medians and Bregman divergence clustering in 1D",
+    2017. See fastvq/_optimal.py.
+    """
+    values = np.asarray(values)
+    if values.dtype not in LIMITS or values.ndim != 1 or not len(values):
+        raise ValueError(
+            f"values must be a non-empty 1-D float32 or float64 array, got shape {values.shape} "
+            f"of {values.dtype}"
+        )
+    if not (np.abs(values) < 2.0**1000).all():
+        raise ValueError("values must be finite and below 2**1000")
+    weight = None if sample_weight is None else _weight(sample_weight, len(values))
+    if weight is not None and not (weight.min() >= 0 and 0 < weight.sum() < np.inf):
+        raise ValueError("sample_weight must be finite, not negative, and not zero everywhere")
+    distinct, weight = distinct_values(values, weight)
+    if len(distinct) <= n_codewords:
+        return np.pad(distinct, (0, n_codewords - len(distinct)), mode="edge")
+    return _optimal.optimal_codebook(distinct, weight, n_codewords).astype(values.dtype)
+
+
+def pack_codes(codes, widths, *, n_threads=None):
+    """Codes as rows of bits: one after the other, each lowest bit first, as faiss packs them.
+
+    Parameters
+    ----------
+    codes : C-contiguous ndarray of uint8, uint16 or uint32, shape (n, m)
+        Column c below 2**widths[c].
+    widths : array of integers from 1 to 32, shape (m,)
+    n_threads : int, optional
+
+    Returns
+    -------
+    ndarray of uint8, shape (n, ceil(sum(widths) / 8))
+        The last byte of a row is filled up with zero bits.
+    """
+    widths = _widths(widths, codes.shape[1])
+    packed = np.empty((len(codes), -(-int(widths.sum()) // 8)), np.uint8)
+    threads = thread_count(n_threads, codes.size)
+    for start, stop in _calls(len(codes), 8 * len(widths)):
+        load("pack_codes").pack(codes[start:stop], widths, packed[start:stop], threads)
+    return packed
+
+
+def unpack_codes(packed, widths, dtype, *, n_threads=None):
+    """The codes that :func:`pack_codes` made these rows of bits of.
+
+    Parameters
+    ----------
+    packed : C-contiguous ndarray of uint8, shape (n, ceil(sum(widths) / 8))
+    widths : array of integers from 1 to 32, shape (m,)
+    dtype : uint8, uint16 or uint32, wide enough
+    n_threads : int, optional
+
+    Returns
+    -------
+    ndarray of shape (n, m)
+    """
+    widths = _widths(widths, len(widths))
+    codes = np.empty((len(packed), len(widths)), dtype)
+    if packed.shape[1] != -(-int(widths.sum()) // 8) or widths.max() > 8 * codes.itemsize:
+        raise ValueError(
+            f"packed must have {-(-int(widths.sum()) // 8)} bytes a row and codes of "
+            f"{widths.max()} bits must fit {codes.dtype}, got {packed.shape[1]} bytes"
+        )
+    threads = thread_count(n_threads, codes.size)
+    for start, stop in _calls(len(codes), 8 * len(widths)):
+        load("pack_codes").unpack(packed[start:stop], widths, codes[start:stop], threads)
+    return codes
+
+
+def _widths(widths, n_columns):
+    widths = np.ascontiguousarray(widths, np.int32)
+    if widths.shape != (n_columns,) or not (1 <= widths.min() and widths.max() <= 32):
+        raise ValueError(f"widths must be {n_columns} integers from 1 to 32, got {widths}")
+    return widths
+
+
+def _period(d):
+    """A multiple of d features, long enough for a loop over so many values to be a fast one."""
+    return d * -(-128 // d)
+
+
+def _room_for_table(codes, shape):
+    if codes is None:
+        return np.empty(shape, np.uint16)
+    if codes.shape != shape or codes.dtype not in _CODE_DTYPES[:2]:
+        raise ValueError(
+            f"codes must have shape {shape} and dtype uint8 or uint16, got {codes.shape} of "
+            f"{codes.dtype}"
+        )
+    return codes
+
+
+def _room_for_values(out, codes, n_features, dtype):
+    if codes.ndim != 2 or codes.shape[1] != n_features or codes.dtype not in _CODE_DTYPES[:2]:
+        raise ValueError(
+            f"codes must have shape (n, {n_features}) and dtype uint8 or uint16, got "
+            f"{codes.shape} of {codes.dtype}"
+        )
+    if out is None:
+        return np.empty(codes.shape, dtype)
+    if out.shape != codes.shape or out.dtype != dtype:
+        raise ValueError(
+            f"out must have shape {codes.shape} and dtype {dtype}, got {out.shape} of {out.dtype}"
+        )
+    return out
+
+
 class _Source:
     """Rows as the kernels take them: an address, strides, and maybe a list of positions."""
 
@@ -654,15 +1075,17 @@ class _Source:
     def check(self, bad, precision):
         """Raise if a kernel met a value that it could not take; `precision`: dtype or Prepared."""
         if bad:
-            raise ValueError(
-                self._complaint(
-                    np.dtype(getattr(precision, "dtype", precision)), getattr(precision, "scale", 1)
-                )
-            )
+            dtype = np.dtype(getattr(precision, "dtype", precision))
+            limit = LIMITS[dtype] / getattr(precision, "scale", 1)
+            raise ValueError(self._complaint(dtype, limit))
 
-    def _complaint(self, dtype, scale):
+    def check_finite(self, bad, dtype):
+        """Raise if a kernel that squares nothing met a value that is not finite in `dtype`."""
+        if bad:
+            raise ValueError(self._complaint(dtype, float(np.finfo(dtype).max)))
+
+    def _complaint(self, dtype, limit):
         """What is wrong with the first row that is out of range."""
-        limit = LIMITS[dtype] / scale
         for start in range(0, self.n, 4096):
             block = slice(start, min(start + 4096, self.n))
             at = np.arange(self.n)[block] if self.rows is None else self.rows[block]
@@ -682,7 +1105,7 @@ class _Source:
                 f"Input X contains a value too large to be compared with this codebook in "
                 f"{dtype.name}: {value:.6g} {where}; the limit is {limit:.3g}"
             )
-        long = self._first_long_row(dtype, scale)
+        long = self._first_long_row(limit)
         if long is not None:
             return (
                 f"Input X contains a row too long to be compared with this codebook in "
@@ -690,7 +1113,7 @@ class _Source:
             )
         return "Input X changed while it was read"
 
-    def _first_long_row(self, dtype, scale):
+    def _first_long_row(self, limit):
         for start in range(0, self.n, 4096):
             block = slice(start, min(start + 4096, self.n))
             at = np.arange(self.n)[block] if self.rows is None else self.rows[block]
@@ -698,7 +1121,7 @@ class _Source:
             largest = np.maximum(np.abs(values).max(axis=1), 1e-300)
             lengths = largest * np.linalg.norm(values / largest[:, None], axis=1)
             # Distances are to codewords, not to zero: what comes near the limit.
-            outside = np.flatnonzero(lengths > LIMITS[dtype] / scale * 0.99)
+            outside = np.flatnonzero(lengths > limit * 0.99)
             if len(outside):
                 return at[outside[0]]
         return None

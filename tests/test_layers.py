@@ -28,9 +28,10 @@ FLOORS = {
     "container": {"_files"},
     "_threads": {"_kernels"},
     "_panels": set(),
+    "_optimal": {"_kernels"},
     "_screen": {"_kernels", "_panels"},
     "_config": {"fastvq", "_kernels", "_threads"},
-    "kernels": {"_kernels", "_panels", "_screen", "_threads", "_validation"},
+    "kernels": {"_kernels", "_optimal", "_panels", "_screen", "_threads", "_validation"},
 }
 BASE = {"_validation", "_threads", "_kernels", "_progress", "kernels", "container"}
 FLOORS["vq"] = BASE | {"_screen"}
