@@ -125,6 +125,8 @@ def as_codes(codes, n_codewords, n_columns=1, name="codes"):
     if not array.size:
         return array.astype(np.intp)
     limits = np.broadcast_to(n_codewords, n_columns)
+    if array.dtype.kind == "u" and np.iinfo(array.dtype).max < limits.min():
+        return array  # any number of this dtype is a code
     for column in range(n_columns) if limits.min() < limits.max() else [slice(None)]:
         least, most = array[:, column].min(), array[:, column].max()
         limit = limits[column] if isinstance(column, int) else limits[0]

@@ -677,19 +677,15 @@ class Steps:
         The precision of the arithmetic.
     """
 
-    __slots__ = ("dtype", "encoding", "n_features")
+    __slots__ = ("decoding", "dtype", "encoding", "n_features")
 
     def __init__(self, scale, zero_point, first, last, dtype):
         scale = np.asarray(scale, np.float64)
-        rows = [-scale * zero_point, 1 / scale, first, last, scale]
         self.dtype, self.n_features = np.dtype(dtype), len(scale)
         repeats = _period(len(scale)) // len(scale)
-        # Of code 0 its value; steps per unit; first and last code; the step.
-        self.encoding = np.tile(np.array(rows, dtype), repeats)
-
-    @property
-    def decoding(self):
-        return np.ascontiguousarray(self.encoding[[0, 4]])
+        origin = -scale * zero_point  # the value of level 0
+        self.encoding = np.tile(np.array([origin, 1 / scale, first, last], dtype), repeats)
+        self.decoding = np.tile(np.array([origin, scale], dtype), repeats)
 
 
 def encode_even(X, steps, *, codes=None, n_threads=None):
@@ -717,7 +713,7 @@ def encode_even(X, steps, *, codes=None, n_threads=None):
     workspace = _workspace("scalar", d, steps.dtype, threads)
     for start, stop in _calls(source.n, 8 * d):
         bad = load("scalar").encode_even(
-            source.fields, start, stop, steps.encoding[:4], codes[start:stop], workspace, threads
+            source.fields, start, stop, steps.encoding, codes[start:stop], workspace, threads
         )
         source.check_finite(bad, steps.dtype)
     return codes
@@ -948,7 +944,7 @@ def optimal_codebook(values, n_codewords, *, sample_weight=None):
             f"values must be a non-empty 1-D float32 or float64 array, got shape {values.shape} "
             f"of {values.dtype}"
         )
-    if not (np.abs(values) < 2.0**1000).all():
+    if not (np.isfinite(values).all() and float(np.abs(values).max()) < 2.0**1000):
         raise ValueError("values must be finite and below 2**1000")
     weight = None if sample_weight is None else _weight(sample_weight, len(values))
     if weight is not None and not (weight.min() >= 0 and 0 < weight.sum() < np.inf):

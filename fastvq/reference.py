@@ -13,12 +13,20 @@ import numpy as np
 __all__ = [
     "assign",
     "assign_two",
+    "decode_even",
+    "decode_levels",
     "distances",
+    "encode_even",
+    "encode_levels",
+    "extremes",
+    "optimal_codebook",
+    "pack_codes",
     "pairwise",
     "row_norms",
     "seed_potentials",
     "seed_update",
     "sums",
+    "unpack_codes",
 ]
 
 _BLOCK = 1 << 22  # elements of a temporary difference tensor: 32 MB of float64
@@ -100,6 +108,83 @@ def seed_update(X, candidate, closest, *, sample_weight=None):
     """Lower ``closest`` (in place) by the distances to a new codeword; return the potential."""
     np.minimum(closest, pairwise(X, candidate[None, :])[:, 0], out=closest)
     return float(_weights(X, sample_weight) @ closest.astype(np.float64))
+
+
+def extremes(X, *, rows=None):
+    """Least and largest value of each feature, two arrays of shape (d,)."""
+    X = _take(X, rows).astype(compute_dtype(X))
+    return X.min(axis=0), X.max(axis=0)
+
+
+def encode_even(X, steps):
+    """Codes (n, d) uint16 among the even levels of kernels.Steps; the kernel's arithmetic."""
+    origin, inverse, first, last = steps.encoding[:, : X.shape[1]]
+    with np.errstate(over="ignore"):
+        place = (X.astype(steps.dtype) - origin) * inverse
+    return np.rint(np.clip(place, first, last)).astype(np.uint16)
+
+
+def decode_even(codes, steps):
+    """The even levels that codes stand for, (n, d)."""
+    origin, scale = steps.decoding[:, : codes.shape[1]].astype(np.float64)
+    return (codes * scale + origin).astype(steps.dtype)
+
+
+def encode_levels(X, levels):
+    """Codes (n, d) uint16 of the nearest levels of kernels.Levels; the lower one wins a tie."""
+    codes = np.empty(X.shape, np.uint16)
+    for f, g in enumerate(levels.group):
+        column = X[:, f].astype(levels.dtype).astype(np.float64)
+        codes[:, f] = np.abs(column[:, None] - levels.levels[g].astype(np.float64)).argmin(axis=1)
+    return codes
+
+
+def decode_levels(codes, levels):
+    """The levels that codes stand for, (n, d)."""
+    return levels.levels[levels.group, codes]
+
+
+def optimal_codebook(values, n_codewords, *, sample_weight=None):
+    """The best codewords for numbers, (k,): dynamic programming over all cuts, O(k m²)."""
+    values = np.asarray(values)
+    x, place = np.unique(values, return_inverse=True)
+    w = np.bincount(place, _weights(values, sample_weight))
+    x, w = x[w > 0].astype(np.float64), w[w > 0]
+    if len(x) <= n_codewords:
+        return np.pad(x, (0, n_codewords - len(x)), mode="edge").astype(values.dtype)
+    m = len(x)
+    mean, cost = np.zeros((m + 1, m + 1)), np.full((m + 1, m + 1), np.inf)
+    for i in range(m):
+        for j in range(i + 1, m + 1):
+            mean[i, j] = x[i] + w[i:j] @ (x[i:j] - x[i]) / w[i:j].sum()
+            cost[i, j] = w[i:j] @ (x[i:j] - mean[i, j]) ** 2
+    best, before = cost[0], []
+    for _ in range(n_codewords - 1):
+        total = best[:, None] + cost
+        before.append(total.argmin(axis=0))
+        best = total.min(axis=0)
+    codebook, j = [], m
+    for previous in [*before[::-1], np.zeros(m + 1, int)]:
+        codebook.append(mean[previous[j], j])
+        j = previous[j]
+    return np.array(codebook[::-1], values.dtype)
+
+
+def pack_codes(codes, widths):
+    """Codes as rows of bits, each lowest bit first: (n, ceil(sum(widths) / 8)) uint8."""
+    planes = [codes[:, [c]] >> np.arange(width) & 1 for c, width in enumerate(widths)]
+    return np.packbits(np.concatenate(planes, axis=1).astype(np.uint8), axis=1, bitorder="little")
+
+
+def unpack_codes(packed, widths, dtype):
+    """The codes (n, m) in such rows of bits."""
+    bits = np.unpackbits(packed, axis=1, bitorder="little").astype(np.int64)
+    ends = np.cumsum(widths)
+    columns = [
+        bits[:, end - width : end] @ (1 << np.arange(width))
+        for width, end in zip(widths, ends, strict=True)
+    ]
+    return np.stack(columns, axis=1).astype(dtype)
 
 
 def _exact_pairwise(X, codebook):

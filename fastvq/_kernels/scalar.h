@@ -71,6 +71,17 @@ DEFINE_DECODE(f64_decode_u16, double, uint16_t, f64_multiply_add)
 DEFINE_EXTREMES(f32_extremes, float, int32_t, __builtin_fabsf, FLT_MAX)
 DEFINE_EXTREMES(f64_extremes, double, int64_t, __builtin_fabs, DBL_MAX)
 
+#define DEFINE_FINITE(NAME, REAL, BITS, ABS, LARGEST)                                           \
+    static __attribute__((unused)) int NAME(const REAL *x, ptrdiff_t n)                         \
+    {                                                                                           \
+        BITS outside = 0;                                                                       \
+        for (ptrdiff_t i = 0; i < n; i++) outside |= !(ABS(x[i]) <= LARGEST);                   \
+        return outside == 0;                                                                    \
+    }
+
+DEFINE_FINITE(f32_finite, float, int32_t, __builtin_fabsf, FLT_MAX)
+DEFINE_FINITE(f64_finite, double, int64_t, __builtin_fabs, DBL_MAX)
+
 /* How many of the thresholds lie below each of n values that are `step` apart.
  *
  * A value's bucket says how many lie below the bucket; which of the next 2^halvings - 1 do is
@@ -78,45 +89,44 @@ DEFINE_EXTREMES(f64_extremes, double, int64_t, __builtin_fabs, DBL_MAX)
  * thresholds' buckets were found by the same one: thresholds of lower buckets are smaller than the
  * value, those of higher ones are not.
  */
-#define DEFINE_SEARCH(NAME, REAL, CODE, ABS, LARGEST)                                           \
-    static inline int NAME##_by(const REAL *x, ptrdiff_t n, ptrdiff_t step, REAL origin,        \
-                                REAL inverse, REAL last, const uint16_t *below,                 \
-                                const REAL *thresholds, int halvings, CODE *codes)              \
+#define DEFINE_SEARCH(NAME, REAL, CODE)                                                         \
+    INLINE void NAME##_by(const REAL *x, ptrdiff_t n, ptrdiff_t step, REAL origin,              \
+                          REAL inverse, REAL last, const uint16_t *below,                       \
+                          const REAL *thresholds, int halvings, CODE *codes)                    \
     {                                                                                           \
-        int outside = 0;                                                                        \
-        for (ptrdiff_t i = 0; i < n; i++) {                                                     \
-            REAL value = x[i * step], bucket = (value - origin) * inverse;                      \
+        for (ptrdiff_t i = 0; i < n; i++, x += step, codes += step) {                           \
+            REAL value = *x, bucket = (value - origin) * inverse;                               \
             bucket = bucket > 0 ? bucket : 0;                                                   \
             bucket = bucket < last ? bucket : last;                                             \
             uint32_t code = below[(int)bucket];                                                 \
             for (int h = halvings - 1; h >= 0; h--)                                             \
                 code += (uint32_t)(thresholds[code + (1u << h) - 1] < value) << h;              \
-            codes[i * step] = (CODE)code;                                                       \
-            outside |= !(ABS(value) <= LARGEST);                                                \
+            *codes = (CODE)code;                                                                \
         }                                                                                       \
-        return outside;                                                                         \
     }                                                                                           \
-    static __attribute__((unused)) int NAME(                                                    \
+    /* Not inlined: within its callers' loops there are too few registers. */                   \
+    static __attribute__((unused, noinline)) void NAME(                                         \
         const REAL *x, ptrdiff_t n, ptrdiff_t step, REAL origin, REAL inverse, REAL last,       \
         const uint16_t *below, const REAL *thresholds, int halvings, CODE *codes)               \
     {                                                                                           \
-        /* The loop of halvings unrolled: mostly there are one to three. */                     \
-        switch (halvings) {                                                                     \
+        switch (halvings) { /* mostly one to three: unrolled */                                 \
         case 1:                                                                                 \
-            return NAME##_by(x, n, step, origin, inverse, last, below, thresholds, 1, codes);   \
+            NAME##_by(x, n, step, origin, inverse, last, below, thresholds, 1, codes);          \
+            break;                                                                              \
         case 2:                                                                                 \
-            return NAME##_by(x, n, step, origin, inverse, last, below, thresholds, 2, codes);   \
+            NAME##_by(x, n, step, origin, inverse, last, below, thresholds, 2, codes);          \
+            break;                                                                              \
         case 3:                                                                                 \
-            return NAME##_by(x, n, step, origin, inverse, last, below, thresholds, 3, codes);   \
+            NAME##_by(x, n, step, origin, inverse, last, below, thresholds, 3, codes);          \
+            break;                                                                              \
         default:                                                                                \
-            return NAME##_by(x, n, step, origin, inverse, last, below, thresholds, halvings,    \
-                             codes);                                                            \
+            NAME##_by(x, n, step, origin, inverse, last, below, thresholds, halvings, codes);   \
         }                                                                                       \
     }
 
-DEFINE_SEARCH(f32_search_u8, float, uint8_t, __builtin_fabsf, FLT_MAX)
-DEFINE_SEARCH(f32_search_u16, float, uint16_t, __builtin_fabsf, FLT_MAX)
-DEFINE_SEARCH(f64_search_u8, double, uint8_t, __builtin_fabs, DBL_MAX)
-DEFINE_SEARCH(f64_search_u16, double, uint16_t, __builtin_fabs, DBL_MAX)
+DEFINE_SEARCH(f32_search_u8, float, uint8_t)
+DEFINE_SEARCH(f32_search_u16, float, uint16_t)
+DEFINE_SEARCH(f64_search_u8, double, uint8_t)
+DEFINE_SEARCH(f64_search_u16, double, uint16_t)
 
 #endif

@@ -26,13 +26,15 @@ cdef extern from "scalar.h" nogil:
     void f64_decode_u16(const uint16_t *, Py_ssize_t, const double *, const double *, double *)
     int f32_extremes(const float *, Py_ssize_t, float *, float *)
     int f64_extremes(const double *, Py_ssize_t, double *, double *)
-    int f32_search_u8(const float *, Py_ssize_t, Py_ssize_t, float, float, float,
+    int f32_finite(const float *, Py_ssize_t)
+    int f64_finite(const double *, Py_ssize_t)
+    void f32_search_u8(const float *, Py_ssize_t, Py_ssize_t, float, float, float,
                       const uint16_t *, const float *, int, uint8_t *)
-    int f32_search_u16(const float *, Py_ssize_t, Py_ssize_t, float, float, float,
+    void f32_search_u16(const float *, Py_ssize_t, Py_ssize_t, float, float, float,
                        const uint16_t *, const float *, int, uint16_t *)
-    int f64_search_u8(const double *, Py_ssize_t, Py_ssize_t, double, double, double,
+    void f64_search_u8(const double *, Py_ssize_t, Py_ssize_t, double, double, double,
                       const uint16_t *, const double *, int, uint8_t *)
-    int f64_search_u16(const double *, Py_ssize_t, Py_ssize_t, double, double, double,
+    void f64_search_u16(const double *, Py_ssize_t, Py_ssize_t, double, double, double,
                        const uint16_t *, const double *, int, uint16_t *)
 
 ctypedef fused code_type:
@@ -221,22 +223,26 @@ cdef int encode_levels_task(
     while first < stop:
         count = min(block_rows(d), stop - first)
         block = contiguous_rows(rows, first, count, scratch)
+        if real is float:
+            bad |= not f32_finite(block, count * d)
+        else:
+            bad |= not f64_finite(block, count * d)
         for f in range(d):
             g = group[f]
             edges = thresholds + g * n_thresholds
             starts = below + g * n_buckets
             if real is float and code_type is uint8_t:
-                bad |= f32_search_u8(block + f, count, d, buckets[2 * g], buckets[2 * g + 1],
-                                     last, starts, edges, halvings[g], codes + f)
+                f32_search_u8(block + f, count, d, buckets[2 * g], buckets[2 * g + 1],
+                              last, starts, edges, halvings[g], codes + f)
             elif real is float:
-                bad |= f32_search_u16(block + f, count, d, buckets[2 * g], buckets[2 * g + 1],
-                                      last, starts, edges, halvings[g], codes + f)
+                f32_search_u16(block + f, count, d, buckets[2 * g], buckets[2 * g + 1],
+                              last, starts, edges, halvings[g], codes + f)
             elif code_type is uint8_t:
-                bad |= f64_search_u8(block + f, count, d, buckets[2 * g], buckets[2 * g + 1],
-                                     last, starts, edges, halvings[g], codes + f)
+                f64_search_u8(block + f, count, d, buckets[2 * g], buckets[2 * g + 1],
+                              last, starts, edges, halvings[g], codes + f)
             else:
-                bad |= f64_search_u16(block + f, count, d, buckets[2 * g], buckets[2 * g + 1],
-                                      last, starts, edges, halvings[g], codes + f)
+                f64_search_u16(block + f, count, d, buckets[2 * g], buckets[2 * g + 1],
+                              last, starts, edges, halvings[g], codes + f)
         first += count
         codes += count * d
     return bad

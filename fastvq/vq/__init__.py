@@ -1,6 +1,7 @@
 """Codebook estimators, with scikit-learn's interface: one quantizer a file."""
 
 from fastvq.vq._saving import load
+from fastvq.vq.scalar import ScalarQuantizer
 from fastvq.vq.vector import VectorQuantizer
 
-__all__ = ["VectorQuantizer", "load"]
+__all__ = ["ScalarQuantizer", "VectorQuantizer", "load"]

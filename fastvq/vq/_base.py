@@ -29,6 +29,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import _check_feature_names_in, check_is_fitted, validate_data
 
+from fastvq import kernels
 from fastvq._validation import as_bytes, as_codes, as_count, as_out, as_rows, as_weights
 from fastvq.vq._rows import ordered_sum, spans
 
@@ -226,13 +227,11 @@ class BaseQuantizer(TransformerMixin, BaseEstimator):
         check_is_fitted(self)
         bits = self._code_bits
         rows = as_codes(codes, self._code_range, len(bits))
-        shifts = [np.arange(width, dtype=code_dtype(bits)) for width in bits]
         packed = np.empty((len(rows), self.code_size_), np.uint8)
-        for span in spans(len(rows), _BLOCK_BYTES // (8 * self.code_size_) + 1):
-            block = rows[span].astype(code_dtype(bits), copy=False)
-            planes = [block[:, [column]] >> shift & 1 for column, shift in enumerate(shifts)]
-            table = np.concatenate(planes, axis=1).astype(np.uint8, copy=False)
-            packed[span] = np.packbits(table, axis=1, bitorder="little")
+        n_threads = getattr(self, "n_threads", None)
+        for span in spans(len(rows), _BLOCK_BYTES // len(bits) + 1):
+            block = np.ascontiguousarray(rows[span], code_dtype(bits))
+            packed[span] = kernels.pack_codes(block, bits, n_threads=n_threads)
         return packed
 
     def unpack(self, packed: NDArray[np.uint8] | bytes) -> NDArray:
@@ -255,13 +254,8 @@ class BaseQuantizer(TransformerMixin, BaseEstimator):
         check_is_fitted(self)
         bits = self._code_bits
         rows = as_bytes(packed, self.code_size_)
-        dtype, ends = code_dtype(bits), np.cumsum(bits)
-        codes = np.empty((len(rows), len(bits)), dtype)
-        for span in spans(len(rows), _BLOCK_BYTES // (8 * self.code_size_) + 1):
-            table = np.unpackbits(rows[span], axis=1, bitorder="little")
-            for column, (width, end) in enumerate(zip(bits, ends, strict=True)):
-                plane = table[:, end - width : end] << np.arange(width, dtype=dtype)
-                codes[span, column] = plane.sum(axis=1, dtype=dtype)
+        rows, n_threads = np.ascontiguousarray(rows), getattr(self, "n_threads", None)
+        codes = kernels.unpack_codes(rows, bits, code_dtype(bits), n_threads=n_threads)
         return as_codes(codes, self._code_range, len(bits), name="packed codes")
 
     def memory_estimate(
