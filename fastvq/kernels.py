@@ -1007,7 +1007,7 @@ def unpack_codes(packed, widths, dtype, *, n_threads=None):
 
 def _widths(widths, n_columns):
     widths = np.ascontiguousarray(widths, np.int32)
-    if widths.shape != (n_columns,) or not (1 <= widths.min() and widths.max() <= 32):
+    if widths.shape != (n_columns,) or not (widths.min() >= 1 and widths.max() <= 32):
         raise ValueError(f"widths must be {n_columns} integers from 1 to 32, got {widths}")
     return widths
 

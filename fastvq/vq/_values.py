@@ -162,9 +162,7 @@ class _StepSearch:
         return low, (high - low) / self._n_steps
 
     def _as_ends(self, low, step):
-        return tuple(
-            end * self._scale + self._origin for end in (low, low + step * self._n_steps)
-        )
+        return tuple(end * self._scale + self._origin for end in (low, low + step * self._n_steps))
 
     def _cells(self, low, step):
         """Weight of the values nearest to each level, and their sum."""
