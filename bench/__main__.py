@@ -14,6 +14,7 @@ TITLES = {
     "seeding": "Greedy k-means++ seeding",
     "prune": "Exact pruning beside the plain tile",
     "fit": "Fit",
+    "scalar": "Scalar quantization",
     "memory": "Peak memory beyond input and output",
     "import": "Import time",
 }
@@ -117,7 +118,15 @@ def _provenance(entry: dict) -> str:
 
 
 def _suite(name: str):
-    from bench import bench_assign, bench_fit, bench_prune, bench_seeding, imports, memory
+    from bench import (
+        bench_assign,
+        bench_fit,
+        bench_prune,
+        bench_scalar,
+        bench_seeding,
+        imports,
+        memory,
+    )
 
     return {
         "assign": bench_assign,
@@ -125,6 +134,7 @@ def _suite(name: str):
         "seeding": bench_seeding,
         "prune": bench_prune,
         "fit": bench_fit,
+        "scalar": bench_scalar,
         "memory": memory,
         "import": imports,
     }[name]

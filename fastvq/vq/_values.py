@@ -99,8 +99,8 @@ class Distribution:
         value goes to its nearest level; offset and step are fitted to the values by linear
         regression on their codes. It ends in a local minimum, never worse than the whole range.
         """
-        if len(self.values) == 1 or (symmetric and not self.values.any()):
-            return self.values[0], self.values[0]
+        if len(self.values) == 1:
+            return self.percentile_range(100, symmetric)
         centre = 0.0 if symmetric else None
         search = _StepSearch(self, n_steps, centre)
         ranges = [self.percentile_range(100 - 200 * tail, symmetric) for tail in _TAILS]
