@@ -971,6 +971,8 @@ def pack_codes(codes, widths, *, n_threads=None):
         The last byte of a row is filled up with zero bits.
     """
     widths = _widths(widths, codes.shape[1])
+    if _is_packed(widths, codes.dtype):
+        return codes.astype(codes.dtype.newbyteorder("<")).view(np.uint8)
     packed = np.empty((len(codes), -(-int(widths.sum()) // 8)), np.uint8)
     threads = thread_count(n_threads, codes.size)
     for start, stop in _calls(len(codes), 8 * len(widths)):
@@ -999,6 +1001,8 @@ def unpack_codes(packed, widths, dtype, *, n_threads=None):
             f"packed must have {-(-int(widths.sum()) // 8)} bytes a row and codes of "
             f"{widths.max()} bits must fit {codes.dtype}, got {packed.shape[1]} bytes"
         )
+    if _is_packed(widths, codes.dtype):
+        return packed.view(codes.dtype.newbyteorder("<")).astype(codes.dtype)
     threads = thread_count(n_threads, codes.size)
     for start, stop in _calls(len(codes), 8 * len(widths)):
         load("pack_codes").unpack(packed[start:stop], widths, codes[start:stop], threads)
@@ -1010,6 +1014,11 @@ def _widths(widths, n_columns):
     if widths.shape != (n_columns,) or not (widths.min() >= 1 and widths.max() <= 32):
         raise ValueError(f"widths must be {n_columns} integers from 1 to 32, got {widths}")
     return widths
+
+
+def _is_packed(widths, dtype):
+    """Whether codes of this dtype fill it, so that their bytes are their packed form."""
+    return bool((widths == 8 * dtype.itemsize).all())
 
 
 def _period(d):

@@ -81,6 +81,11 @@ def run_by_row(X, codebook, where):
     prepared = kernels.prepare(codebook)
     codes = kernels.assign(X, prepared)
     everything = np.arange(len(X))
+    low, high = (ends.astype(np.float64) for ends in kernels.extremes(X))
+    scale = np.maximum(high - low, 1) / 1000
+    features = np.arange(X.shape[1])
+    steps = kernels.Steps(scale, -low / scale, 0 * features, 0 * features + 1000, codebook.dtype)
+    levels = kernels.Levels(np.sort(codebook.T), features)
     for name, kernel in {
         "assign": lambda rows, **options: (kernels.assign(X, prepared, rows=rows, **options),),
         "assign_two": lambda rows, **options: kernels.assign_two(X, prepared, rows=rows, **options),
@@ -88,6 +93,7 @@ def run_by_row(X, codebook, where):
             kernels.distances(X, prepared, codes[rows], rows=rows, **options),
         ),
         "row_norms": lambda rows, **options: (kernels.row_norms(X, rows=rows, **options),),
+        "scalar": lambda rows, **options: scalar(X[rows], steps, levels, **options),
     }.items():
         results = kernel(everything, n_threads=1)
         for threads in THREADS:
@@ -100,6 +106,19 @@ def run_by_row(X, codebook, where):
             row_of_batch = [array[[row]] for array in results]
             require_same(row_of_batch, alone, f"{name} of row {row} alone: {where}")
         yield name, results
+
+
+def scalar(X, steps, levels, **options):
+    """Codes and values of even steps and of levels, and codes as bits."""
+    even = kernels.encode_even(X, steps, **options)
+    nearest = kernels.encode_levels(X, levels, **options)
+    return (
+        even,
+        kernels.decode_even(even, steps, **options),
+        nearest,
+        kernels.decode_levels(nearest, levels, **options),
+        kernels.pack_codes(even, [11] * X.shape[1], **options),
+    )
 
 
 def run_over_rows(X, codebook, where):
@@ -121,6 +140,13 @@ def run_over_rows(X, codebook, where):
             kernels.seed_potentials(X, codebook[:9], closest, sample_weight=weight, **options),
         ),
         "seed_update": seed_update,
+        "extremes": lambda **options: kernels.extremes(X, **options),
+        # Its sums are kept in pairs of float64, so that every level cuts alike.
+        "optimal_codebook": lambda **options: (
+            kernels.optimal_codebook(
+                np.ascontiguousarray(X[:3000, 0], codebook.dtype), len(codebook)
+            ),
+        ),
     }.items():
         results = kernel(n_threads=1)
         for threads in THREADS:
