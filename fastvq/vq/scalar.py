@@ -192,8 +192,7 @@ class ScalarQuantizer(BaseQuantizer):
             weight = as_weights(sample_weight, len(rows))
             settings = self._settings(rows.shape[1])
             ends = self._extremes(rows, weight, settings)
-            for attribute in ("scale_", "zero_point_", "range_", "codebooks_"):
-                vars(self).pop(attribute, None)
+            self._forget("scale_", "zero_point_", "range_", "codebooks_")
             if settings.scheme == "uniform":
                 if settings.calibration != "minmax":
                     ends = self._calibrated(rows, weight, settings, ends.dtype)
@@ -230,7 +229,7 @@ class ScalarQuantizer(BaseQuantizer):
             ends = self._extremes(rows, weight, settings)
             if not first:
                 ends = _united(self.range_, ends)
-            vars(self).pop("codebooks_", None)
+            self._forget("codebooks_")
             self._keep_range(ends, settings)
         return self
 
@@ -319,6 +318,12 @@ class ScalarQuantizer(BaseQuantizer):
             return list(pool.map(learn_group, starts))
         finally:
             pool.shutdown(cancel_futures=True)  # at Ctrl-C, what has not begun never does
+
+    def _forget(self, *attributes):
+        """Drop what a fit with another scheme has left."""
+        for name in attributes:
+            if name in vars(self):
+                delattr(self, name)
 
     def _keep_range(self, ends, settings):
         """Become the quantizer with even levels over these ranges."""
