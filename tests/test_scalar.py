@@ -310,6 +310,19 @@ class TestPromises:
             assert before < out.nbytes + 2**20
             assert peak - out.nbytes < 24 * 2**20, scheme  # of 32 MB that a float32 copy takes
 
+    @granularities
+    @schemes
+    def test_memory_estimate(self, scheme, granularity):
+        X = np.random.default_rng(0).standard_normal((60_000, 6)).astype(np.float32)
+        sq = ScalarQuantizer(8, **scheme, **granularity, n_threads=2)
+        estimate = sq.memory_estimate(*X.shape)
+        for call, most in ((sq.fit, estimate.fit), (sq.transform, estimate.transform)):
+            tracemalloc.start()
+            call(X)
+            peak = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+            assert peak < most + 2**20
+
     @pytest.mark.parametrize("n_bits", range(1, 17))
     def test_packing(self, n_bits, rows):
         for d in (1, 3, 6):

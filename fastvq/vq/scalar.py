@@ -43,6 +43,8 @@ CALIBRATIONS = {
 }
 
 _MOST_BITS = 16
+# Bytes for each value of the groups at work: sorted with its weight and sums; cut into segments.
+_SORTED_BYTES, _CUT_BYTES = 120, 180
 # Squared errors of larger values than 2**480 add up to more than float64 can hold.
 _LARGEST = 2.0**480
 # Between these, steps and values can be worked on in a dtype without overflow or loss of digits.
@@ -376,6 +378,21 @@ class ScalarQuantizer(BaseQuantizer):
             kernels.decode_even(codes, compiled.steps, out=out, n_threads=self.n_threads)
         else:
             kernels.decode_levels(codes, compiled.levels, out=out, n_threads=self.n_threads)
+
+    def _memory(self, n_rows, n_features, itemsize):
+        settings = self._settings(n_features)
+        threads = _threads.effective(self.n_threads)
+        n_groups = -(-n_features // settings.group_size)
+        # Rows converted; parameters of each feature, repeated.
+        fit = transform = threads * 128 * 1024 + (threads + 4) * 8 * (n_features + 128) * itemsize
+        if (settings.scheme, settings.calibration) != ("uniform", "minmax"):
+            each = _CUT_BYTES if settings.scheme == "optimal" else _SORTED_BYTES
+            fit += min(threads, n_groups) * settings.group_size * n_rows * each
+        if settings.scheme != "uniform":
+            tables = n_groups * (1 << settings.n_bits) * (4 * itemsize + 16)
+            fit, transform = fit + tables, transform + tables
+        codes = n_rows * n_features * (1 if settings.n_bits <= 8 else 2)
+        return fit, transform + codes
 
     def _ready(self):
         """What the kernels want; made here only where it was left out of a pickle, or where a user
