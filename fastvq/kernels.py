@@ -38,7 +38,7 @@ __all__ = [
     "prepare",
     "project",
     "row_norms",
-    "seed_potentials",
+    "seed_gains",
     "seed_update",
     "sums",
     "unpack_codes",
@@ -554,16 +554,29 @@ def safe_scale(X, *, n_threads=None):
     return _scale(largest, like.dtype)
 
 
-def seed_potentials(X, candidates, closest, *, sample_weight=None, scale=1.0, n_threads=None):
-    """Potential of the codebook so far with each candidate added: sum_i w_i min(closest_i, d_i).
+def seed_gains(
+    X, candidates, closest, *, nearest=None, reach=None, nearer=None, sample_weight=None,
+    rows=None, scale=1.0, n_threads=None,
+):  # fmt: skip
+    """By how much each candidate would lower the potential: sum_i w_i max(closest_i - d_i, 0).
 
     Parameters
     ----------
     X : ndarray of shape (n, d)
     candidates : ndarray of shape (L, d), float32 or float64: the precision of the arithmetic
-    closest : ndarray of the candidates' dtype, shape (n,)
+    closest : ndarray of the candidates' dtype, shape (m,)
         Squared distance of each row to the nearest codeword so far, times ``scale`` squared.
-    sample_weight : ndarray of float64, shape (n,), optional
+        Finite.
+    nearest : ndarray of int32, shape (m,), optional
+        Which codeword that is.
+    reach : ndarray of the candidates' dtype, shape (k,), optional
+        With ``nearest``: rows whose ``closest`` is at most the reach of their codeword are known
+        to be no nearer to any candidate, and are not read. Results are the same without.
+    nearer : ndarray of uint8, shape (ceil(L / 8), m), optional
+        Filled with which candidates are nearer than ``closest``: bit ``j % 8`` of row ``j // 8``.
+    sample_weight : ndarray of float64, shape (m,), optional
+    rows : ndarray of intp, shape (m,), optional
+        Which rows of X; by default all.
     scale : float
         Power of two that rows and candidates are multiplied by (:func:`safe_scale`).
     n_threads : int, optional
@@ -573,12 +586,26 @@ def seed_potentials(X, candidates, closest, *, sample_weight=None, scale=1.0, n_
     ndarray of float64, shape (L,)
         In units of ``scale`` squared. The same bits at any number of threads.
     """
-    source = _Source(X, candidates.shape[1])
+    source = _Source(X, candidates.shape[1], rows)
     d, dtype = candidates.shape[1], candidates.dtype
     weight = _weight(sample_weight, source.n)
     _check_closest(closest, source.n)
+    n_groups = -(-len(candidates) // 8)
+    if nearer is None:
+        nearer = np.empty((n_groups, source.n), np.uint8)
+    elif nearer.shape != (n_groups, source.n):
+        raise ValueError(f"nearer must have shape {n_groups, source.n}, got {nearer.shape}")
+    if nearest is None:
+        nearest, reach = _NO_CODES, np.empty(0, dtype)
+    else:
+        nearest = np.ascontiguousarray(nearest, np.int32)
+        if nearest.shape != (source.n,):
+            raise ValueError(f"nearest must have shape ({source.n},), got {nearest.shape}")
+        if source.n and not (nearest.min() >= 0 and nearest.max() < len(reach)):
+            raise ValueError(f"nearest must lie between 0 and {len(reach) - 1}")
     threads = thread_count(n_threads, source.n * d * 8)
     workspace = _workspace("seed", d, dtype, threads)
+    kernel = load("seed")
     result = []
     for first in range(0, len(candidates), 8):
         lanes = _aligned((d, 8), dtype)
@@ -586,55 +613,57 @@ def seed_potentials(X, candidates, closest, *, sample_weight=None, scale=1.0, n_
         group = candidates[first : first + 8]
         lanes[:, : len(group)] = group.T
         lanes *= dtype.type(scale)
-        parts = []
-        for start, stop in _calls(source.n, 8 * d, load("seed").task_rows()):
-            part = np.empty((-(-(stop - start) // load("seed").task_rows()), 8))
-            bad = load("seed").potentials(
+        parts = [np.empty((0, 8))]
+        for start, stop in _calls(source.n, 8 * d, kernel.task_rows()):
+            part = np.empty((-(-(stop - start) // kernel.task_rows()), 8))
+            bad = kernel.gains(
                 source.fields, start, stop, scale, lanes, closest[start:stop],
-                weight[start:stop], part, workspace, threads,
+                weight[start:stop], nearest[start:stop], reach, nearer[first // 8, start:stop],
+                part, workspace, threads,
             )  # fmt: skip
             source.check(bad, dtype)
             parts.append(part)
-        result.append(
-            np.add.reduce(np.concatenate([np.empty((0, 8)), *parts]), axis=0)[: len(group)]
-        )
+        result.append(np.add.reduce(np.concatenate(parts), axis=0)[: len(group)])
     return np.concatenate(result)
 
 
-def seed_update(X, candidate, closest, *, sample_weight=None, scale=1.0, n_threads=None):
-    """Lower ``closest`` by the distances to a new codeword; return the potential that is left.
+def seed_update(
+    X, candidate, closest, *, nearer=None, bit=0, nearest=None, code=0, rows=None, scale=1.0,
+    n_threads=None,
+):  # fmt: skip
+    """Lower ``closest`` by the distances to a new codeword.
 
     Parameters
     ----------
     X : ndarray of shape (n, d)
     candidate : ndarray of shape (d,), float32 or float64: the precision of the arithmetic
-    closest : ndarray of the candidate's dtype, shape (n,)
+    closest : ndarray of the candidate's dtype, shape (m,)
         Changed in place; infinity before the first codeword.
-    sample_weight, scale, n_threads
-        As for :func:`seed_potentials`.
-
-    Returns
-    -------
-    float
-        sum_i w_i closest_i, in units of ``scale`` squared.
+    nearer : ndarray of uint8, shape (m,), optional
+        A row of what :func:`seed_gains` filled: only the rows with this ``bit`` are read.
+    nearest : ndarray of int32, shape (m,), optional
+        Set to ``code`` where ``closest`` is lowered.
+    rows, scale, n_threads
+        As for :func:`seed_gains`.
     """
-    source = _Source(X, len(candidate))
+    source = _Source(X, len(candidate), rows)
     d, dtype = len(candidate), candidate.dtype
-    weight = _weight(sample_weight, source.n)
     _check_closest(closest, source.n)
-    threads = thread_count(n_threads, source.n * d)
+    nearer = _NO_MARKS if nearer is None else nearer
+    nearest = _NO_CODES if nearest is None else nearest
+    for name, array in (("nearer", nearer), ("nearest", nearest)):
+        if len(array) and array.shape != (source.n,):
+            raise ValueError(f"{name} must have shape ({source.n},), got {array.shape}")
+    n_read = np.count_nonzero(nearer & (1 << bit)) if len(nearer) else source.n
+    threads = thread_count(n_threads, source.n // 8 + n_read * d)
     workspace = _workspace("seed", d, dtype, threads)
     candidate = np.ascontiguousarray(candidate) * dtype.type(scale)
-    parts = []
     for start, stop in _calls(source.n, d, load("seed").task_rows()):
-        part = np.empty(-(-(stop - start) // load("seed").task_rows()))
         bad = load("seed").update(
-            source.fields, start, stop, scale, candidate, closest[start:stop],
-            weight[start:stop], part, workspace, threads,
+            source.fields, start, stop, scale, candidate, nearer[start:stop], bit,
+            closest[start:stop], nearest[start:stop], code, workspace, threads,
         )  # fmt: skip
         source.check(bad, dtype)
-        parts.append(part)
-    return float(np.add.reduce(np.concatenate([np.empty(0), *parts])))
 
 
 def extremes(X, *, rows=None, n_threads=None):
@@ -1192,6 +1221,8 @@ def _aligned(shape, dtype):
 
 
 _NO_WEIGHT = np.empty(0)
+_NO_CODES = np.empty(0, np.int32)
+_NO_MARKS = np.empty(0, np.uint8)
 
 
 def _weight(sample_weight, n):

@@ -23,7 +23,7 @@ __all__ = [
     "pack_codes",
     "pairwise",
     "row_norms",
-    "seed_potentials",
+    "seed_gains",
     "seed_update",
     "sums",
     "unpack_codes",
@@ -98,16 +98,31 @@ def row_norms(X, *, squared=False, rows=None):
     return (norms if squared else np.sqrt(norms)).astype(compute_dtype(X))
 
 
-def seed_potentials(X, candidates, closest, *, sample_weight=None):
-    """What the potential would be with each candidate added: sum_i w_i min(closest_i, d_i)."""
-    shrunk = np.minimum(closest[:, None], _exact_pairwise(X, candidates))
-    return _weights(X, sample_weight) @ shrunk
+def seed_gains(X, candidates, closest, *, nearer=None, sample_weight=None, rows=None):
+    """By how much each candidate would lower the potential: sum_i w_i max(closest_i - d_i, 0).
+
+    Fills ``nearer`` (ceil(L / 8), m) with bits that say to which rows it would be nearer.
+    """
+    X = _take(X, rows)
+    gains = np.asarray(closest, np.float64)[:, None] - _exact_pairwise(X, candidates)
+    if nearer is not None:
+        for group, marks in enumerate(nearer):
+            some = gains[:, 8 * group : 8 * group + 8] > 0
+            marks[:] = np.packbits(some, axis=1, bitorder="little")[:, 0]
+    return _weights(X, sample_weight) @ np.maximum(gains, 0)
 
 
-def seed_update(X, candidate, closest, *, sample_weight=None):
-    """Lower ``closest`` (in place) by the distances to a new codeword; return the potential."""
-    np.minimum(closest, pairwise(X, candidate[None, :])[:, 0], out=closest)
-    return float(_weights(X, sample_weight) @ closest.astype(np.float64))
+def seed_update(
+    X, candidate, closest, *, nearer=None, bit=0, nearest=None, code=0, rows=None
+):  # fmt: skip
+    """Lower ``closest`` by the distances to a new codeword, in place, where ``bit`` is set."""
+    distances = pairwise(_take(X, rows), candidate[None, :])[:, 0]
+    lower = distances < closest
+    if nearer is not None:
+        lower &= nearer & (1 << bit) != 0
+    closest[lower] = distances[lower]
+    if nearest is not None:
+        nearest[lower] = code
 
 
 def extremes(X, *, rows=None):

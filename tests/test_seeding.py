@@ -184,7 +184,7 @@ class TestQuality:
         for data in (rows(blobs), rows(blobs, weight), rows(blobs, metric="cosine")):
             pruned = seed(data, 120, "k-means++", np.random.RandomState(0))
             with monkeypatch.context() as patch:
-                patch.setattr(_seeding, "_in_reach", lambda *_: None)
+                patch.setattr(_seeding, "_reach", lambda *_: None)
                 full = seed(data, 120, "k-means++", np.random.RandomState(0))
             np.testing.assert_array_equal(pruned, full)
 

@@ -248,32 +248,27 @@ class Rows:
         """Weighted sum of these squared distances."""
         return ordered_sum(distances, self.weight)
 
-    def seed_update(self, candidate, closest):
-        """Lower `closest` by the distances to a new codeword; the potential that is left."""
-        return sum(
-            kernels.seed_update(
-                X, candidate, closest[span], sample_weight=weight, n_threads=self.n_threads
-            )
-            for span, X, weight in self._weighted_pieces()
-        )
+    def seed_gains(self, candidates, closest, nearest, reach, nearer):
+        """By how much each candidate would lower the potential; fills `nearer` with where.
 
-    def seed_potentials(self, candidates, closest):
-        """The potential that each of the candidates would leave, (n_candidates,) float64."""
-        return sum(
-            kernels.seed_potentials(
-                X, candidates, closest[span], sample_weight=weight, n_threads=self.n_threads
-            )
-            for span, X, weight in self._weighted_pieces()
-        )
+        Rows that `reach` rules out are not looked at; None where that is not worth it.
+        """
+        return kernels.seed_gains(
+            self.X, candidates, closest, nearest=None if reach is None else nearest, reach=reach,
+            nearer=nearer, sample_weight=self.weight, rows=self.rows, n_threads=self.n_threads,
+        )  # fmt: skip
+
+    def seed_update(self, candidate, closest, nearer, bit, nearest, code):
+        """Adopt a candidate as codeword `code` of the rows where this bit of `nearer` is set."""
+        kernels.seed_update(
+            self.X, candidate, closest, nearer=nearer, bit=bit, nearest=nearest, code=code,
+            rows=self.rows, n_threads=self.n_threads,
+        )  # fmt: skip
 
     def _like(self, X, rows, weight):
         return type(self)(
             X, rows, weight, dtype=self.dtype, ordinary=self.ordinary, n_threads=self.n_threads
         )
-
-    def _weighted_pieces(self):
-        for span, X in self.pieces():
-            yield span, X, None if self.weight is None else self.weight[span]
 
     def _sums(self, codes, n_codewords, weight):
         return kernels.sums(
@@ -339,6 +334,32 @@ class _ChangedRows(Rows):
         for span, X in self.pieces():
             out[span] = kernels.distances(X, book, codes[span], n_threads=self.n_threads)
         return out
+
+    def seed_gains(self, candidates, closest, nearest, reach, nearer):
+        if reach is not None:  # changing a row costs as much as comparing it
+            some = np.flatnonzero(closest > reach[nearest])
+            marks = np.empty((len(nearer), len(some)), np.uint8)
+            gains = self.subset(some).seed_gains(candidates, closest[some], None, None, marks)
+            nearer.fill(0)
+            nearer[:, some] = marks
+            return gains
+        return sum(
+            kernels.seed_gains(
+                X, candidates, closest[span], nearer=nearer[:, span],
+                sample_weight=None if self.weight is None else self.weight[span],
+                n_threads=self.n_threads,
+            )
+            for span, X in self.pieces()
+        )  # fmt: skip
+
+    def seed_update(self, candidate, closest, nearer, bit, nearest, code):
+        for span in spans(len(self), _SUM_ROWS):
+            won = span.start + np.flatnonzero(nearer[span] & (1 << bit))
+            if len(won):
+                some = self.subset(won)
+                distances = some.distances(candidate[None], np.zeros(len(won), np.int32))
+                closest[won] = np.minimum(closest[won], distances)
+                nearest[won] = code
 
 
 class UnitRows(_ChangedRows):

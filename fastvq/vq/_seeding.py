@@ -43,15 +43,13 @@ _MOST_ROUNDS = 50
 _OVERSAMPLING = 2
 _OVERSAMPLING_LARGE = 0.5
 
-# Leaving rows out pays for fewer than this share of them in reach, judged by so many; where it
-# does not, it is looked at again so many codewords later.
-_FEW = 0.35
+# What is in reach is found out anew for each codeword while fewer than this share of the rows are,
+# judged by so many; else it is looked at again so many codewords later.
+_MOST = 0.9
 _GLANCE = 1024
 _PAUSE = 8
-# Of squared distances, relative: those of float32 are right to about half of it.
-_ROUNDING = 1e-4
 
-_BLOCK = 1024  # rows whose potentials are summed together when rows are drawn
+_BLOCK = 256  # rows whose potentials are summed together when rows are drawn
 
 
 def seed(rows, n_codewords, init, rng):
@@ -75,54 +73,49 @@ def seed(rows, n_codewords, init, rng):
 
 
 def _greedy(rows, n_codewords, rng):
-    """Greedy k-means++.
+    """Greedy k-means++: one pass over the rows for each codeword.
 
-    Rows that no candidate can serve better are left out of the sums, which does not change which
-    candidate is best: by the triangle inequality, a row at distance r from its codeword is at
-    least |candidate − codeword| − r from the candidate, and so no nearer where that is 2·r or more
-    (Raff, "Exact acceleration of k-means++ and k-means||", IJCAI 2021).
+    The pass finds what each candidate would gain and notes the rows to which it would be nearer;
+    adopting the best one reads only those. Bits do not depend on which rows `_reach` rules out.
     """
     n_trials = 2 + int(np.log(n_codewords))
     codebook = allocate((n_codewords, rows.n_features), rows.dtype, "the codebook")
     closest = np.ones(len(rows), rows.dtype)
     nearest = np.zeros(len(rows), np.int32)
     codebook[0] = rows.take(draw_by_potential(rng.random_sample(1), rows, closest))[0]
-    closest.fill(np.inf)
-    rows.seed_update(codebook[0], closest)
-    look_at = _PAUSE
+    rows.distances(codebook[:1], nearest, closest)
+    nearer = np.empty((-(-n_trials // 8), len(rows)), np.uint8)
+    look_at = 1
     for i in range(1, n_codewords):
         drawn = draw_by_potential(rng.random_sample(n_trials), rows, closest)
         if not len(drawn):  # every row is a codeword already: repeat some
             codebook[i:] = np.resize(codebook[:i], codebook[i:].shape)
             break
-        candidates = rows.take(drawn)
-        reached, some, before = None, rows, closest
+        candidates, reach = rows.take(drawn), None
         if i >= look_at:
-            reached = _in_reach(rows, candidates, codebook[:i], nearest, closest)
-            look_at = i + 1 if reached is not None else i + _PAUSE
-        if reached is not None:
-            some, before = rows.subset(reached), closest[reached]
-        codebook[i] = candidates[np.argmin(some.seed_potentials(candidates, before))]
-        after = before.copy()
-        some.seed_update(codebook[i], after)
-        won = np.flatnonzero(after < before)
-        closest[won if reached is None else reached[won]] = after[won]
-        nearest[won if reached is None else reached[won]] = i
+            reach = _reach(rows, candidates, codebook[:i], nearest, closest)
+            look_at = i + (1 if reach is not None else _PAUSE)
+        gains = rows.seed_gains(candidates, closest, nearest, reach, nearer)
+        best = int(np.argmax(gains))
+        codebook[i] = candidates[best]
+        rows.seed_update(codebook[i], closest, nearer[best // 8], best % 8, nearest, i)
     return codebook
 
 
-def _in_reach(rows, candidates, codebook, nearest, closest):
-    """Positions of rows to which some candidate may be nearer; None where they are most rows."""
+def _reach(rows, candidates, codebook, nearest, closest):
+    """For each codeword, the distance up to which its rows have no nearer candidate, squared.
+
+    None where few rows are as close. By the triangle inequality, a row at distance r from its
+    codeword is at least |candidate − codeword| − r from the candidate, and so no nearer where that
+    gap is 2·r or more (Raff, "Exact acceleration of k-means++ and k-means||", IJCAI 2021).
+    """
     gaps = kernels.pairwise(codebook, rows.comparable(candidates)).min(axis=1)
-    reach = (gaps * (0.25 * (1 - _ROUNDING))).astype(closest.dtype)
+    # Three distances were rounded, each by less than (d + 3)·eps of it.
+    rounding = 4 * (rows.n_features + 3) * np.finfo(closest.dtype).eps
+    reach = (gaps * (0.25 * (1 - rounding))).astype(closest.dtype)
     glance = slice(None, None, max(1, len(closest) // _GLANCE))
-    if np.mean(closest[glance] > reach[nearest[glance]]) > _FEW:
-        return None
-    parts = [
-        span.start + np.flatnonzero(closest[span] > reach[nearest[span]])
-        for span in spans(len(closest), 1 << 16)
-    ]
-    return np.concatenate(parts)
+    share = np.mean(closest[glance] > reach[nearest[glance]])
+    return reach if share < _MOST else None
 
 
 def _parallel(rows, n_codewords, rng):

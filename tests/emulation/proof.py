@@ -129,15 +129,17 @@ def run_over_rows(X, codebook, where):
 
     def seed_update(**options):
         lowered = closest.copy()
-        return np.array(kernels.seed_update(X, codebook[1], lowered, **options)), lowered
+        codes = np.zeros(len(X), np.int32)
+        kernels.seed_update(X, codebook[1], lowered, nearest=codes, code=1, **options)
+        return lowered, codes
 
     for name, kernel in {
         "pairwise": lambda **options: (kernels.pairwise(X[:2000], codebook[:40], **options),),
         "sums": lambda **options: kernels.sums(
             X, codes, len(codebook), sample_weight=weight, **options
         ),
-        "seed_potentials": lambda **options: (
-            kernels.seed_potentials(X, codebook[:9], closest, sample_weight=weight, **options),
+        "seed_gains": lambda **options: (
+            kernels.seed_gains(X, codebook[:9], closest, sample_weight=weight, **options),
         ),
         "seed_update": seed_update,
         "extremes": lambda **options: kernels.extremes(X, **options),
