@@ -67,21 +67,37 @@ cdef inline Py_ssize_t block_rows(Py_ssize_t d, int itemsize) noexcept nogil:
 cdef struct Codes:
     char *data  # where the code of position 0 goes
     int itemsize
+    Py_ssize_t step  # codes from that of a position to that of the next
+
+
+ctypedef fused code_type:
+    uint8_t
+    uint16_t
+    int32_t
+
+
+cdef inline void put_codes_as(
+    code_type *target, Py_ssize_t step, const int32_t *code, Py_ssize_t count,
+) noexcept nogil:
+    cdef Py_ssize_t i
+    if step == 1:
+        for i in range(count):
+            target[i] = <code_type> code[i]
+    else:
+        for i in range(count):
+            target[i * step] = <code_type> code[i]
 
 
 cdef inline void put_codes(
     Codes codes, Py_ssize_t position, const int32_t *code, Py_ssize_t count,
 ) noexcept nogil:
-    cdef Py_ssize_t i
+    cdef char *target = codes.data + position * codes.step * codes.itemsize
     if codes.itemsize == 1:
-        for i in range(count):
-            (<uint8_t *> codes.data)[position + i] = <uint8_t> code[i]
+        put_codes_as(<uint8_t *> target, codes.step, code, count)
     elif codes.itemsize == 2:
-        for i in range(count):
-            (<uint16_t *> codes.data)[position + i] = <uint16_t> code[i]
+        put_codes_as(<uint16_t *> target, codes.step, code, count)
     else:
-        for i in range(count):
-            (<int32_t *> codes.data)[position + i] = code[i]
+        put_codes_as(<int32_t *> target, codes.step, code, count)
 
 
 def assign_expanded(
@@ -103,7 +119,7 @@ def assign_expanded(
     cdef Py_ssize_t blocks = together // block_rows(d, sizeof(real))
     cdef Py_ssize_t task = TASK_BLOCKS // blocks * together
     cdef Py_ssize_t n_tasks = (stop - start + task - 1) // task, t
-    cdef Codes out = Codes(<char *> codes, itemsize)
+    cdef Codes out = Codes(<char *> codes, itemsize, 1)
     cdef real *others_data = &others[0] if others.shape[0] else NULL
     cdef int bad = 0
     with nogil:
@@ -213,7 +229,7 @@ def assign_direct(
     cdef Rows rows = rows_of(source)
     cdef Py_ssize_t task = TASK_BLOCKS * block_rows(rows.n_features, sizeof(real))
     cdef Py_ssize_t n_tasks = (stop - start + task - 1) // task, t
-    cdef Codes out = Codes(<char *> codes, itemsize)
+    cdef Codes out = Codes(<char *> codes, itemsize, 1)
     cdef int bad = 0
     with nogil:
         for t in prange(n_tasks, schedule="dynamic", num_threads=n_threads):
@@ -234,7 +250,7 @@ def assign_two(
     cdef Rows rows = rows_of(source)
     cdef Py_ssize_t task = TASK_BLOCKS * block_rows(rows.n_features, sizeof(real))
     cdef Py_ssize_t n_tasks = (stop - start + task - 1) // task, t
-    cdef Codes out = Codes(NULL, 0)
+    cdef Codes out = Codes(NULL, 0, 0)
     cdef int bad = 0
     with nogil:
         for t in prange(n_tasks, schedule="dynamic", num_threads=n_threads):
@@ -283,3 +299,89 @@ cdef int direct_task(
                 two_distances[2 * (place + r) + 1] = second[r]
         bad |= out_of_range(best, count)
     return bad
+
+
+cdef enum:
+    # Bytes of a unit of work of assign_subspaces: rows stay in the second-level cache while all
+    # subspaces pass by. Codebooks are read once for each such unit.
+    SUBSPACES_TASK_BYTES = 131072
+
+
+# One of the subspaces, as assign_subspaces reads it from its arguments.
+cdef struct Subspace:
+    Py_ssize_t first, n_features, n_codewords
+    size_t codebook, panels, shift  # addresses; no panels: differences only
+    double scale, radius, rounding  # see kernels.Prepared
+
+
+cdef inline Py_ssize_t subspaces_task_rows(Py_ssize_t d, int itemsize) noexcept nogil:
+    """So many rows that they are whole blocks of either shape."""
+    cdef Py_ssize_t narrow = block_rows(1, itemsize), wide = block_rows(NARROW_FEATURES + 1, itemsize)
+    cdef Py_ssize_t whole = narrow
+    while whole % wide:
+        whole += narrow
+    return whole * max(<Py_ssize_t> 1, SUBSPACES_TASK_BYTES // (whole * d * itemsize))
+
+
+def assign_subspaces(
+    tuple source, Py_ssize_t start, Py_ssize_t stop,  # IN: positions start .. stop of the rows
+    const real[::1] like,  # its type is that of all codebooks
+    const Py_ssize_t[:, ::1] places,  # IN (M, 3): first feature, features, codewords
+    const size_t[:, ::1] addresses,  # IN (M, 3): codebook, panels or 0, shift
+    const double[:, ::1] numbers,  # IN (M, 3): scale, radius, rounding
+    size_t codes, int itemsize,  # OUT (stop - start, M)
+    uint8_t[:, ::1] doubtful,  # OUT (M, stop - start): 1 where the direct tile must decide
+    uint8_t[:, ::1] workspace,  # (n_threads, workspace_bytes of the widest subspace)
+    int n_threads,
+):
+    """Codes in each of several subspaces; 0, or 1 where a row is out of range.
+
+    The rows of a task are read from memory once and all subspaces pass by them; one subspace after
+    the other, as many calls, would read the cache lines of every row as often.
+    """
+    cdef Rows rows = rows_of(source)
+    cdef Py_ssize_t M = places.shape[0], m
+    cdef Py_ssize_t task = subspaces_task_rows(rows.n_features, sizeof(real))
+    cdef Py_ssize_t n_tasks = (stop - start + task - 1) // task, t
+    cdef char *out = <char *> codes
+    cdef int bad = 0
+    with nogil:
+        for t in prange(n_tasks, schedule="dynamic", num_threads=n_threads):
+            for m in range(M):
+                bad |= subspace_task(
+                    rows, start, start + t * task, min(start + (t + 1) * task, stop),
+                    subspace_of(&places[m, 0], &addresses[m, 0], &numbers[m, 0]),
+                    Codes(out + m * itemsize, itemsize, M), &doubtful[m, 0],
+                    <real *> &workspace[threadid(), 0])
+    return bad
+
+
+cdef inline Subspace subspace_of(
+    const Py_ssize_t *places, const size_t *addresses, const double *numbers,
+) noexcept nogil:
+    cdef Subspace subspace
+    subspace.first, subspace.n_features, subspace.n_codewords = places[0], places[1], places[2]
+    subspace.codebook, subspace.panels, subspace.shift = addresses[0], addresses[1], addresses[2]
+    subspace.scale, subspace.radius, subspace.rounding = numbers[0], numbers[1], numbers[2]
+    return subspace
+
+
+cdef int subspace_task(
+    Rows rows, Py_ssize_t origin, Py_ssize_t start, Py_ssize_t stop, Subspace subspace,
+    Codes codes, uint8_t *doubtful, real *block,
+) noexcept nogil:
+    """`rows` is a copy, made narrower here: the features of the subspace alone."""
+    cdef Py_ssize_t r
+    rows.data += subspace.first * rows.feature_stride
+    rows.n_features = subspace.n_features
+    if subspace.panels:
+        return expand_task(
+            &rows, origin, start, stop, <real> subspace.scale, <const real *> subspace.shift,
+            <const real *> subspace.codebook, subspace.n_codewords,
+            <const real *> subspace.panels, subspace.radius, subspace.rounding, codes, doubtful,
+            <real *> NULL, block)
+    for r in range(start - origin, stop - origin):
+        doubtful[r] = 0
+    return direct_task(
+        &rows, origin, start, stop, <real> subspace.scale, <const real *> subspace.codebook,
+        subspace.n_codewords, codes, NULL, <real *> NULL, block)

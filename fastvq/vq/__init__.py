@@ -1,7 +1,8 @@
 """Codebook estimators, with scikit-learn's interface: one quantizer a file."""
 
 from fastvq.vq._saving import load
+from fastvq.vq.product import ProductQuantizer
 from fastvq.vq.scalar import ScalarQuantizer
 from fastvq.vq.vector import VectorQuantizer
 
-__all__ = ["ScalarQuantizer", "VectorQuantizer", "load"]
+__all__ = ["ProductQuantizer", "ScalarQuantizer", "VectorQuantizer", "load"]

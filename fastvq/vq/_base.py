@@ -38,6 +38,7 @@ __all__ = [
     "MemoryEstimate",
     "code_bits",
     "code_dtype",
+    "codebook_dtype",
     "column_names",
     "random_state_of",
 ]
@@ -390,6 +391,11 @@ class BaseQuantizer(TransformerMixin, BaseEstimator):
 def code_bits(n_codewords):
     """Bits that hold a code of a codebook of this size."""
     return max(1, (n_codewords - 1).bit_length())
+
+
+def codebook_dtype(X):
+    """The dtype of a codebook fitted on these rows."""
+    return np.dtype(np.float64 if X.dtype == np.float64 else np.float32)
 
 
 def code_dtype(bits):

@@ -50,6 +50,7 @@ class Settings(NamedTuple):
     batch_size: int
     max_iter: int
     tol: float
+    seed_rows: int | None = None  # a codeword, to seed on; all where it is None
 
     @property
     def most_iterations(self):
@@ -104,7 +105,10 @@ def _run(rows, settings, rng, watch):
         return _growing(rows, n_codewords, init, rng, watch, **limits)
     if settings.algorithm == "minibatch":
         return _minibatch(rows, n_codewords, init, rng, watch, settings.batch_size, **limits)
-    codebook = seed(rows, n_codewords, init, rng)
+    some = rows
+    if settings.seed_rows is not None and isinstance(init, str):
+        some = rows.sample(settings.seed_rows * n_codewords, rng)
+    codebook = seed(some, n_codewords, init, rng)
     plain = settings.algorithm == "lloyd"
     assigner = PlainAssigner(rows) if plain else choose(rows, codebook)
     return _lloyd(rows, codebook, assigner, watch, **limits)

@@ -16,6 +16,7 @@ import numpy as np
 from sklearn.utils.random import sample_without_replacement
 
 from fastvq import kernels
+from fastvq._validation import as_count
 
 __all__ = [
     "Rows",
@@ -24,6 +25,8 @@ __all__ = [
     "draw_positions",
     "ordered_sum",
     "rows_of",
+    "sample_positions",
+    "sample_size",
     "spans",
 ]
 
@@ -76,6 +79,25 @@ def ordered_sum(values, weight=None):
 def draw_positions(n, size, rng):
     """`size` of the numbers below `n`, without replacement, ascending."""
     return np.sort(sample_without_replacement(n, size, random_state=rng)).astype(np.intp)
+
+
+def sample_positions(max_samples, n_rows, rng):
+    """Which rows to fit on, ascending; None for all."""
+    size = sample_size(max_samples, n_rows)
+    return None if size == n_rows else draw_positions(n_rows, size, rng)
+
+
+def sample_size(max_samples, n_rows):
+    """How many rows to fit on: a number of them or, as a float, a share; all where it is None."""
+    if max_samples is None:
+        return n_rows
+    if isinstance(max_samples, (float, np.floating)):
+        if not 0 < max_samples <= 1:
+            raise ValueError(
+                f"max_samples must be an integer, or a float above 0 and up to 1, got {max_samples}"
+            )
+        max_samples = max(1, round(max_samples * n_rows))
+    return min(n_rows, as_count(max_samples, "max_samples"))
 
 
 def spans(n, step):

@@ -29,9 +29,16 @@ from fastvq._validation import (
     as_weights,
     as_word,
 )
-from fastvq.vq._base import BaseQuantizer, code_bits, code_dtype, column_names, random_state_of
+from fastvq.vq._base import (
+    BaseQuantizer,
+    code_bits,
+    code_dtype,
+    codebook_dtype,
+    column_names,
+    random_state_of,
+)
 from fastvq.vq._fit import Outcome, Settings, fit_rows, step
-from fastvq.vq._rows import Rows, UnitRows, draw_positions, rows_of
+from fastvq.vq._rows import Rows, UnitRows, rows_of, sample_positions, sample_size
 from fastvq.vq._seeding import INITS
 
 __all__ = ["FitState", "VectorQuantizer"]
@@ -234,7 +241,7 @@ class VectorQuantizer(BaseQuantizer):
         """
         rows = as_rows(codebook, "codebook")
         k, d = rows.shape
-        codewords = as_codebook(rows, k, d, _codebook_dtype(rows), "codebook")
+        codewords = as_codebook(rows, k, d, codebook_dtype(rows), "codebook")
         quantizer = cls(k, **parameters)
         if quantizer._metric() == "cosine":
             lengths = np.linalg.norm(codewords.astype(np.float64), axis=1)
@@ -462,9 +469,9 @@ class VectorQuantizer(BaseQuantizer):
             X = self._checked(X, reset=True)
             settings = self._settings(X)
             rng = random_state_of(self.random_state)
-            dtype = _codebook_dtype(X)
+            dtype = codebook_dtype(X)
             weight = as_weights(sample_weight, len(X))
-            sample = _sample(self.max_samples, len(X), rng)
+            sample = sample_positions(self.max_samples, len(X), rng)
             if sample is not None and weight is not None:
                 weight = as_weights(weight[sample], len(sample))
             rows = self._rows(X, sample, weight, dtype, settings.init)
@@ -486,7 +493,7 @@ class VectorQuantizer(BaseQuantizer):
         if isinstance(init, str):
             init = as_word(init, "init", INITS, ", an array or a callable")
         elif not callable(init):
-            init = as_codebook(init, n_codewords, X.shape[1], _codebook_dtype(X))
+            init = as_codebook(init, n_codewords, X.shape[1], codebook_dtype(X))
             n_init = 1
         batch_size = self.batch_size
         if batch_size is None:
@@ -515,7 +522,7 @@ class VectorQuantizer(BaseQuantizer):
 
     def _begin(self, X):
         """A stream of which no row was seen yet, beside codewords that the user gives."""
-        settings, dtype = self._settings(X), _codebook_dtype(X)
+        settings, dtype = self._settings(X), codebook_dtype(X)
         self._gathering = not isinstance(settings.init, np.ndarray)
         self.codebook_ = np.empty((0, X.shape[1]), dtype)
         if not self._gathering:
@@ -604,7 +611,7 @@ class VectorQuantizer(BaseQuantizer):
     def _memory(self, n_rows, n_features, itemsize):
         k, threads = as_count(self.n_codewords, "n_codewords"), _threads.effective(self.n_threads)
         codebook = k * n_features * itemsize
-        sample = _sample_size(self.max_samples, n_rows)
+        sample = sample_size(self.max_samples, n_rows)
         fit = 12 * codebook + (32 if itemsize == 4 else 40) * sample
         fit += 8 * n_rows if sample < n_rows else 0  # which rows
         if self.algorithm == "auto" and itemsize == 4 and n_features >= _screen.FEATURES:
@@ -705,29 +712,6 @@ def _compile(codebook):
 
 def _code_size(codebook):
     return -(-code_bits(len(codebook)) // 8)
-
-
-def _codebook_dtype(X):
-    return np.dtype(np.float64 if X.dtype == np.float64 else np.float32)
-
-
-def _sample(max_samples, n_rows, rng):
-    """Which rows to fit on, ascending; None for all."""
-    size = _sample_size(max_samples, n_rows)
-    return None if size == n_rows else draw_positions(n_rows, size, rng)
-
-
-def _sample_size(max_samples, n_rows):
-    """How many rows to fit on."""
-    if max_samples is None:
-        return n_rows
-    if isinstance(max_samples, (float, np.floating)):
-        if not 0 < max_samples <= 1:
-            raise ValueError(
-                f"max_samples must be an integer, or a float above 0 and up to 1, got {max_samples}"
-            )
-        max_samples = max(1, round(max_samples * n_rows))
-    return min(n_rows, as_count(max_samples, "max_samples"))
 
 
 def _watch(rows, dtype, callback, progress):

@@ -1,0 +1,490 @@
+"""Product quantization: features in blocks, a codebook for each.
+
+With M codebooks of k codewords a row is one of k^M vectors, at the price of M·k codewords (Jégou,
+Douze & Schmid, "Product quantization for nearest neighbor search", TPAMI 2011). The error is the
+sum of the errors in the subspaces, so that each is fitted for itself, as a VectorQuantizer is.
+
+A rotation before the split makes the subspaces share the variance and the dependence of features;
+`_opq` finds one. Rotated rows are taken block by block, by a kernel in which the result for a row
+does not depend on its company: so neither does its code.
+"""
+
+import itertools
+import threading
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.exceptions import ConvergenceWarning
+
+from fastvq import _threads, kernels
+from fastvq._progress import Progress
+from fastvq._validation import (
+    as_codebook,
+    as_count,
+    as_nonnegative,
+    as_rows,
+    as_weights,
+    as_word,
+)
+from fastvq.vq._base import BaseQuantizer, codebook_dtype, random_state_of
+from fastvq.vq._fit import Settings, fit_rows
+from fastvq.vq._opq import Frame, opq, random_rotation
+from fastvq.vq._rows import rows_of, sample_positions
+from fastvq.vq._seeding import INITS
+
+__all__ = ["ProductQuantizer"]
+
+ROTATIONS = {
+    "opq": ("optimized",),
+    "random": ("random orthogonal",),
+}
+_MOST_BITS = 16
+
+# Codewords are seeded on so many rows for each: after ten iterations, the error of seeding on all
+# rows is no lower (Gaussian data, 500k×8, k = 256: within 0.1 % either way), and it takes as long
+# as eight iterations.
+_SEED_ROWS = 64
+
+
+class ProductQuantizer(BaseQuantizer):
+    """Product quantizer: a codebook for each block of features, fitted by k-means.
+
+    Parameters
+    ----------
+    n_subspaces : int, default=8
+        Blocks of consecutive features, and codes of a row. Where it does not divide the number of
+        features, the first blocks are longer by one.
+    n_bits : int or sequence of int, default=8
+        Bits of a code, 1 to 16: a subspace has ``2**n_bits`` codewords. One number for all
+        subspaces, or one for each.
+    rotation : {None, "opq", "random"}, default=None
+        What rows are multiplied by before they are split: nothing; the orthogonal matrix that
+        optimised product quantization finds for these rows and codebooks; or a random one.
+    init : {"auto", "k-means++", "k-means||", "random"}, array or sequence, default="auto"
+        Where each codebook starts, as in `VectorQuantizer`. "auto": greedy k-means++ on 64 rows a
+        codeword, drawn at random (above 4096 codewords: k-means||). Or the codebooks themselves,
+        in the form of `codebooks_`; not with ``rotation="opq"``, which moves the subspaces.
+    n_init : int, default=1
+        Runs in each subspace from different seeds; the one with the lowest inertia is kept.
+    max_iter : int, default=25
+        Updates of the codebooks, at most; with "opq" also of codebooks and rotation together,
+        before those of the codebooks alone.
+    tol : float, default=1e-4
+        A fit ends when an update lowers the inertia by less than this share of it.
+    max_samples : int or float, optional
+        Fit on so many rows drawn at random (a float in (0, 1]: that share of them); the fitted
+        attributes then speak of these. By default all rows count: beside it nothing subsamples
+        but the seeding, and the 16384 rows (8 a feature if that is more) whose covariance is
+        where "opq" starts.
+    feature_weight : array-like of shape (n_features,), optional
+        Importance of each feature, above 0: codebooks and codes minimise Σ_f w_f (x_f − x̂_f)².
+    random_state : int, RandomState, Generator or None, default=None
+    n_threads : int, optional
+        By default what `fastvq.set_num_threads`, the environment or OpenMP say. Results do not
+        depend on it.
+    verbose : int, default=0
+        Whether `fit` shows progress.
+
+    Attributes
+    ----------
+    codebooks_ : ndarray of shape (n_subspaces, n_codewords, n_subspace_features), or list of arrays
+        Codewords of each subspace, in the coordinates ``(x * feature_scale_) @ rotation_``; a list
+        where subspaces differ in features or bits. float64 where fitted on float64 (and on
+        integers of more than 16 bits), else float32. Read-only.
+    rotation_ : ndarray of shape (n_features, n_features)
+        Orthogonal. Only where `rotation` is given.
+    feature_scale_ : ndarray of shape (n_features,)
+        Square roots of `feature_weight`. Only where that is given.
+    counts_ : ndarray of shape (n_subspaces, n_codewords), or list of arrays
+        Total weight of the rows behind each codeword.
+    inertia_ : float
+        Σ w·|x − x̂|² over the rows fitted on, features weighted.
+    inertia_history_ : ndarray
+        The inertia at the start and after each update; the last is `inertia_`.
+    n_iter_ : int
+        Updates: of the subspace that took most.
+    code_size_ : int
+        Bytes of a packed row.
+    n_features_in_ : int
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Only where the rows came with names.
+
+    Notes
+    -----
+    The code of a row depends on that row, the codebooks and the rotation alone, and a fit with a
+    given `random_state` gives the same at any number of threads.
+
+    An iteration takes n·k·d multiply-adds, with "opq" n·d² more, and so does encoding. Beside the
+    input a fit needs a copy of the features of one subspace for each thread, in the dtype of `X`
+    (rotated: of the codebooks), and some 12 bytes a row; "opq" n_subspaces codes a row. The rows
+    are never rotated as a whole.
+
+    References
+    ----------
+    H. Jégou, M. Douze, C. Schmid, "Product quantization for nearest neighbor search", TPAMI 2011.
+    T. Ge, K. He, Q. Ke, J. Sun, "Optimized product quantization", TPAMI 2014 (CVPR 2013).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastvq import ProductQuantizer
+    >>> X = np.random.default_rng(0).standard_normal((1000, 12)).astype(np.float32)
+    >>> pq = ProductQuantizer(n_subspaces=3, n_bits=5, random_state=0).fit(X)
+    >>> codes = pq.transform(X)
+    >>> codes.shape, codes.dtype, pq.code_size_
+    ((1000, 3), dtype('uint8'), 2)
+    >>> pq.inverse_transform(codes).shape
+    (1000, 12)
+    >>> pq.distortion(X) < 0.5 * np.square(X).sum(axis=1).mean()
+    True
+    """
+
+    def __init__(
+        self,
+        n_subspaces: int = 8,
+        n_bits: int | Sequence[int] = 8,
+        *,
+        rotation: str | None = None,
+        init: str | ArrayLike | Sequence[ArrayLike] = "auto",
+        n_init: int = 1,
+        max_iter: int = 25,
+        tol: float = 1e-4,
+        max_samples: int | float | None = None,
+        feature_weight: ArrayLike | None = None,
+        random_state: int | np.random.RandomState | np.random.Generator | None = None,
+        n_threads: int | None = None,
+        verbose: int = 0,
+    ) -> None:
+        self.n_subspaces = n_subspaces
+        self.n_bits = n_bits
+        self.rotation = rotation
+        self.init = init
+        self.n_init = n_init
+        self.max_iter = max_iter
+        self.tol = tol
+        self.max_samples = max_samples
+        self.feature_weight = feature_weight
+        self.random_state = random_state
+        self.n_threads = n_threads
+        self.verbose = verbose
+
+    # ---- fitting ---------------------------------------------------------------------------
+
+    def fit(
+        self, X: ArrayLike, y: object = None, sample_weight: ArrayLike | None = None
+    ) -> "ProductQuantizer":
+        """Fit the codebooks, and the rotation.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+        y : Ignored
+        sample_weight : array-like of shape (n_samples,), optional
+
+        Returns
+        -------
+        self : ProductQuantizer
+
+        Raises
+        ------
+        ValueError, TypeError
+            For input that is not a finite 2-D array of numbers, for fewer features than
+            subspaces, and for parameters out of range.
+
+        Warns
+        -----
+        ConvergenceWarning
+            Where a subspace has fewer distinct rows than codewords: its codebook then holds these
+            rows, sorted, and repeats them.
+        """
+        with self._all_or_nothing():
+            X = self._checked(X, reset=True)
+            dtype = codebook_dtype(X)
+            subspaces = self._subspaces_of(X.shape[1], dtype)
+            scale = _feature_scale(self.feature_weight, X.shape[1], dtype)
+            rng = random_state_of(self.random_state)
+            weight = as_weights(sample_weight, len(X))
+            sample = sample_positions(self.max_samples, len(X), rng)
+            if sample is not None:
+                X = X[sample]
+                weight = None if weight is None else as_weights(weight[sample], len(X))
+            fit = _Fit(X, weight, subspaces, dtype, rng, _threads.effective(self.n_threads))
+            steps = sum(subspace.settings.most_iterations for subspace in subspaces)
+            with Progress("fit", steps, self.verbose) as progress:
+                frame, history = self._frame(fit, scale, rng)
+                outcomes = fit.run(frame, lambda: progress.step())
+            self._keep(frame, outcomes, history)
+            _warn_few(outcomes, subspaces)
+        return self
+
+    def _subspaces_of(self, n_features, dtype):
+        """Features and settings of each subspace; the parameters are checked on the way."""
+        n_subspaces = as_count(self.n_subspaces, "n_subspaces")
+        if n_subspaces > n_features:
+            raise ValueError(
+                f"n_subspaces must be at most n_features={n_features}, got {n_subspaces}"
+            )
+        bits = _bits(self.n_bits, n_subspaces)
+        slices = _split(n_features, n_subspaces)
+        inits, n_init = self._inits(slices, bits, dtype), as_count(self.n_init, "n_init")
+        max_iter, tol = as_count(self.max_iter, "max_iter"), as_nonnegative(self.tol, "tol")
+        return [
+            _Subspace(
+                features,
+                Settings(
+                    n_codewords=2**width,
+                    init=init,
+                    n_init=n_init if isinstance(init, str) else 1,
+                    algorithm="auto",
+                    batch_size=0,
+                    max_iter=max_iter,
+                    tol=tol,
+                    seed_rows=_SEED_ROWS if init == "auto" and isinstance(init, str) else None,
+                ),
+            )
+            for features, width, init in zip(slices, bits, inits, strict=True)
+        ]
+
+    def _inits(self, slices, bits, dtype):
+        """Where each subspace starts: a word, or an array."""
+        if isinstance(self.init, str):
+            word = as_word(self.init, "init", INITS, ", or the codebooks")
+            return [word] * len(slices)
+        if self._rotation() == "opq":
+            raise ValueError("init must be a word with rotation='opq', which moves the subspaces")
+        if not hasattr(self.init, "__len__") or len(self.init) != len(slices):
+            raise ValueError(f"init must be a word or {len(slices)} codebooks, one a subspace")
+        return [
+            as_codebook(init, 2**width, features.stop - features.start, dtype, f"init[{m}]")
+            for m, (init, width, features) in enumerate(zip(self.init, bits, slices, strict=True))
+        ]
+
+    def _rotation(self):
+        return None if self.rotation is None else as_word(self.rotation, "rotation", ROTATIONS)
+
+    def _frame(self, fit, scale, rng):
+        """The coordinates in which codebooks are fitted, and the inertia on the way to them."""
+        rotation = self._rotation()
+        if rotation is None:
+            return Frame(None, scale), []
+        if rotation == "random":
+            return Frame(random_rotation(fit.X.shape[1], rng).astype(fit.dtype), scale), []
+        return opq(fit, scale)
+
+    def _keep(self, frame, outcomes, history):
+        """Become what a fit ended with."""
+        for name in ("rotation_", "feature_scale_"):
+            vars(self).pop(name, None)
+        if frame.rotation is not None:
+            self.rotation_ = frame.rotation
+        if frame.scale is not None:
+            self.feature_scale_ = frame.scale
+        self.counts_ = _together([outcome.counts for outcome in outcomes])
+        self.inertia_history_ = np.concatenate([history, _total([o.history for o in outcomes])])
+        self.inertia_ = float(self.inertia_history_[-1])
+        self.n_iter_ = len(history) + max(outcome.n_iter for outcome in outcomes)
+        self._set_codebooks(_together([outcome.codebook for outcome in outcomes]))
+        self.code_size_ = -(-sum(self._code_bits) // 8)
+
+    def _set_codebooks(self, codebooks):
+        for codebook in codebooks if isinstance(codebooks, list) else [codebooks]:
+            codebook.flags.writeable = False
+        self.codebooks_ = codebooks
+        self._compiled = self._compile()
+
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        if "codebooks_" in vars(self):
+            self._set_codebooks(self.codebooks_)
+
+    # ---- how it encodes and decodes ----------------------------------------------------------
+
+    @property
+    def subspaces_(self) -> list[slice]:
+        """The (rotated) features of each subspace."""
+        return _slices([codebook.shape[1] for codebook in self.codebooks_])
+
+    @property
+    def _code_bits(self):
+        return tuple((len(codebook) - 1).bit_length() for codebook in self.codebooks_)
+
+    @property
+    def _code_range(self):
+        return [len(codebook) for codebook in self.codebooks_]
+
+    @property
+    def _codebook_dtype(self):
+        return self.codebooks_[0].dtype
+
+    def _compile(self):
+        frame = Frame(vars(self).get("rotation_"), vars(self).get("feature_scale_"))
+        books = kernels.prepare_subspaces([*self.codebooks_])
+        return _Compiled((self.codebooks_, frame.rotation), books, frame)
+
+    def _ready(self):
+        """Codebooks and frame as kernels want them; made here only where a user replaced them."""
+        compiled = vars(self).get("_compiled")
+        made_from = (self.codebooks_, vars(self).get("rotation_"))
+        if compiled is None or any(
+            a is not b for a, b in zip(compiled.made_from, made_from, strict=True)
+        ):
+            compiled = self._compile()
+        return compiled
+
+    def _encode(self, rows, codes):
+        _, books, frame = self._ready()
+        for span, block in frame.blocks(rows, self._codebook_dtype, self.n_threads):
+            kernels.assign_subspaces(block, books, codes=codes[span], n_threads=self.n_threads)
+
+    def _decode(self, codes, out):
+        _, books, frame = self._ready()
+        if frame.plain:
+            kernels.decode_subspaces(codes, books, out=out, n_threads=self.n_threads)
+            return
+        for span, block in frame.scratch(len(codes), out.shape[1], out.dtype):
+            kernels.decode_subspaces(codes[span], books, out=block, n_threads=self.n_threads)
+            frame.back(block, out[span], self.n_threads)
+
+
+class _Compiled(NamedTuple):
+    """What is made from codebooks and rotation once, for this CPU."""
+
+    made_from: tuple  # the very arrays
+    books: kernels.Subspaces
+    frame: Frame
+
+
+class _Subspace(NamedTuple):
+    """Features of a subspace, and how its codebook is fitted."""
+
+    features: slice
+    settings: Settings
+
+
+class _Fit:
+    """The rows of a fit, and the fits of the codebooks on them: some subspaces at a time.
+
+    Each subspace draws from a generator of its own, so that their order does not matter.
+    """
+
+    def __init__(self, X, weight, subspaces, dtype, rng, n_threads):
+        self.X, self.weight, self.subspaces, self.dtype = X, weight, subspaces, dtype
+        self.n_threads = n_threads
+        self._seeds = rng.randint(2**31 - 1, size=len(subspaces))
+
+    def run(self, frame, step=lambda: None, starts=None, max_iter=None):
+        """The outcome of each subspace; `starts`: codebooks to start from."""
+        workers = min(self.n_threads, len(self.subspaces))
+        stop = threading.Event()
+
+        def watch(*_):
+            step()
+            return stop.is_set()
+
+        def fit_one(m):
+            features, settings = self.subspaces[m]
+            if starts is not None:
+                settings = settings._replace(init=starts[m], n_init=1)
+            if max_iter is not None:
+                settings = settings._replace(max_iter=max_iter, n_init=1)
+            n_threads = max(1, self.n_threads // workers)
+            rows = rows_of(
+                frame.subspace(self.X, features, self.dtype, n_threads),
+                None,
+                self.weight,
+                metric="euclidean",
+                dtype=self.dtype,
+                codebook=settings.init if isinstance(settings.init, np.ndarray) else None,
+                n_threads=n_threads,
+            )
+            outcome = fit_rows(rows, settings, np.random.RandomState(self._seeds[m]), watch)
+            return outcome._replace(
+                codebook=rows.release(outcome.codebook, self.dtype),
+                history=rows.release_inertia(np.array(outcome.history)),
+                codes=None,
+            )
+
+        if workers == 1:
+            return [fit_one(m) for m in range(len(self.subspaces))]
+        with ThreadPoolExecutor(workers) as pool:
+            try:
+                return list(pool.map(fit_one, range(len(self.subspaces))))
+            except BaseException:
+                stop.set()  # Ctrl-C, or an error in one: the others need not go on
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+
+def _bits(n_bits, n_subspaces):
+    """Bits of each subspace."""
+    if isinstance(n_bits, (list, tuple, np.ndarray)):
+        if len(n_bits) != n_subspaces:
+            raise ValueError(
+                f"n_bits must be one number or one for each of {n_subspaces} subspaces, "
+                f"got {len(n_bits)}"
+            )
+        widths = [as_count(width, "n_bits") for width in n_bits]
+    else:
+        widths = [as_count(n_bits, "n_bits")] * n_subspaces
+    if max(widths) > _MOST_BITS:
+        raise ValueError(f"n_bits must be from 1 to {_MOST_BITS}, got {max(widths)}")
+    return widths
+
+
+def _feature_scale(feature_weight, n_features, dtype):
+    """Square roots of the weights of features, or None."""
+    if feature_weight is None:
+        return None
+    weight = np.asarray(feature_weight)
+    if weight.ndim != 1 or len(weight) != n_features:
+        raise ValueError(
+            f"feature_weight must have shape (n_features,) = ({n_features},), got {weight.shape}"
+        )
+    scale = np.sqrt(as_rows(weight[None], "feature_weight")[0].astype(np.float64).clip(0))
+    scale = scale.astype(dtype)
+    with np.errstate(divide="ignore"):
+        if not (np.isfinite(scale) & (1 / scale < 2.0**40) & (scale < 2.0**40)).all():
+            raise ValueError("feature_weight must be finite and above 0, within 2**-80 and 2**80")
+    return scale
+
+
+def _split(n_features, n_subspaces):
+    """Consecutive blocks of features, as equal as can be, the longer ones first."""
+    size, longer = divmod(n_features, n_subspaces)
+    return _slices([size + (m < longer) for m in range(n_subspaces)])
+
+
+def _slices(sizes):
+    return [slice(*pair) for pair in itertools.pairwise((0, *itertools.accumulate(sizes)))]
+
+
+def _together(arrays):
+    """One array where all have one shape, else the list."""
+    same = len({array.shape for array in arrays}) == 1
+    return np.stack(arrays) if same else list(arrays)
+
+
+def _total(histories):
+    """Sum of the inertias; a subspace that has settled counts with its last one."""
+    total = np.zeros(max(map(len, histories)))
+    for history in histories:
+        total[: len(history)] += history
+        total[len(history) :] += history[-1]
+    return total
+
+
+def _warn_few(outcomes, subspaces):
+    short = [m for m, outcome in enumerate(outcomes) if outcome.n_distinct is not None]
+    if short:
+        m = short[0]
+        warnings.warn(
+            f"X has fewer distinct rows than codewords in {len(short)} of {len(outcomes)} "
+            f"subspaces (in subspace {m} {outcomes[m].n_distinct}, fewer than "
+            f"{subspaces[m].settings.n_codewords}): codebooks_ holds each of them and repeats them",
+            ConvergenceWarning,
+            stacklevel=3,
+        )
