@@ -106,7 +106,8 @@ class Prepared:
         self.codebook = codebook
         if self.scale != 1:
             self.codebook = codebook * codebook.dtype.type(self.scale)
-        self.panels = None
+        self.panels = self.shift = None
+        self.radius = self.rounding = 0.0
         n_codewords, n_features = codebook.shape
         if (bounds or n_features >= EXPAND_FEATURES) and n_codewords > 1:
             self._expand(codebook)
@@ -482,7 +483,7 @@ class Subspaces:
     dtype : dtype of all codebooks
     """
 
-    __slots__ = ("_addresses", "_numbers", "_owned", "_places", "books", "bounds", "dtype")
+    __slots__ = ("_addresses", "_numbers", "_places", "books", "bounds", "dtype")
 
     def __init__(self, codebooks):
         self.books = [prepare(codebook) for codebook in codebooks]
@@ -491,19 +492,16 @@ class Subspaces:
             raise ValueError("codebooks must all be of one dtype")
         shapes = [book.codebook.shape for book in self.books]
         self.bounds = (0, *itertools.accumulate(d for _, d in shapes))
-        self._places = np.array(
-            [(first, d, k) for first, (k, d) in zip(self.bounds[:-1], shapes, strict=True)], np.intp
-        )
-        # Kernels follow these addresses: keep what lies there.
-        self._owned = [(b.codebook, b.panels, b.shift if b.panels is not None else None)
-                       for b in self.books]  # fmt: skip
-        self._addresses = np.array(
-            [[_address(a) for a in owned] for owned in self._owned], np.uintp
-        )
-        self._numbers = np.array(
-            [(b.scale, b.radius, b.rounding) if b.panels is not None else (b.scale, 0, 0)
-             for b in self.books]
-        )  # fmt: skip
+        places = [(first, d, k) for first, (k, d) in zip(self.bounds, shapes, strict=False)]
+        # What lies at these addresses is owned by the books.
+        addresses = [
+            [_address(array) for array in (book.codebook, book.panels, book.shift)]
+            for book in self.books
+        ]
+        numbers = [(book.scale, book.radius, book.rounding) for book in self.books]
+        self._places = np.array(places, np.intp)
+        self._addresses = np.array(addresses, np.uintp)
+        self._numbers = np.array(numbers, np.float64)
 
     def __len__(self):
         return len(self.books)
@@ -575,9 +573,14 @@ def assign_subspaces(X, codebooks, *, codes=None, n_threads=None):
             source.fields, start, stop, like, books._places, books._addresses, books._numbers,
             part.ctypes.data, part.itemsize, doubtful, workspace, threads,
         )  # fmt: skip
-        for m, (book, features) in enumerate(zip(books.books, books.slices, strict=True)):
-            narrow = _Source(X[:, features], book.codebook.shape[1], first_feature=features.start)
-            narrow.check(bad, book)
+        parts = [
+            _Source(X[:, features], features.stop - features.start, first_feature=features.start)
+            for features in books.slices
+        ]
+        if bad:
+            complaints = map(_Source.complaint, parts, books.books)
+            raise ValueError(next(filter(None, complaints), _CHANGED))
+        for m, (narrow, book) in enumerate(zip(parts, books.books, strict=True)):
             _settle(narrow, start, book, part[:, m], doubtful[m], threads)
     return codes
 
@@ -1302,6 +1305,9 @@ def _room_for_values(out, codes, n_features, dtype):
     return out
 
 
+_CHANGED = "Input X changed while it was read"
+
+
 class _Source:
     """Rows as the kernels take them: an address, strides, and maybe a list of positions."""
 
@@ -1331,17 +1337,19 @@ class _Source:
     def check(self, bad, precision):
         """Raise if a kernel met a value that it could not take; `precision`: dtype or Prepared."""
         if bad:
-            dtype = np.dtype(getattr(precision, "dtype", precision))
-            limit = LIMITS[dtype] / getattr(precision, "scale", 1)
-            raise ValueError(self._complaint(dtype, limit))
+            raise ValueError(self.complaint(precision) or _CHANGED)
 
     def check_finite(self, bad, dtype):
         """Raise if a kernel that squares nothing met a value that is not finite in `dtype`."""
         if bad:
-            raise ValueError(self._complaint(dtype, float(np.finfo(dtype).max)))
+            raise ValueError(self._complaint(dtype, float(np.finfo(dtype).max)) or _CHANGED)
+
+    def complaint(self, precision):
+        """What is wrong with the first row that is out of range; None where none is."""
+        dtype = np.dtype(getattr(precision, "dtype", precision))
+        return self._complaint(dtype, LIMITS[dtype] / getattr(precision, "scale", 1))
 
     def _complaint(self, dtype, limit):
-        """What is wrong with the first row that is out of range."""
         for start in range(0, self.n, 4096):
             block = slice(start, min(start + 4096, self.n))
             at = np.arange(self.n)[block] if self.rows is None else self.rows[block]
@@ -1367,7 +1375,7 @@ class _Source:
                 f"Input X contains a row too long to be compared with this codebook in "
                 f"{dtype.name} (row {long}); the limit of its length is {limit:.3g}"
             )
-        return "Input X changed while it was read"
+        return None
 
     def _first_long_row(self, limit):
         for start in range(0, self.n, 4096):

@@ -12,9 +12,11 @@ import numpy as np
 
 __all__ = [
     "assign",
+    "assign_subspaces",
     "assign_two",
     "decode_even",
     "decode_levels",
+    "decode_subspaces",
     "distances",
     "encode_even",
     "encode_levels",
@@ -22,6 +24,7 @@ __all__ = [
     "optimal_codebook",
     "pack_codes",
     "pairwise",
+    "rotate",
     "row_norms",
     "seed_gains",
     "seed_update",
@@ -68,6 +71,38 @@ def assign_two(X, codebook, *, rows=None):
     codes = np.argsort(exact, axis=1, kind="stable")[:, :2]
     nearest = np.take_along_axis(exact, codes, axis=1)
     return codes.astype(np.int32), nearest.astype(compute_dtype(X, codebook))
+
+
+def assign_subspaces(X, codebooks, *, codes=None):
+    """Index of the nearest codeword of each row in every block of features, (n, M) int32."""
+    columns, first = [], 0
+    for codebook in codebooks:
+        columns.append(assign(X[:, first : first + codebook.shape[1]], codebook))
+        first += codebook.shape[1]
+    nearest = np.stack(columns, axis=1)
+    if codes is None:
+        return nearest
+    codes[...] = nearest
+    return codes
+
+
+def decode_subspaces(codes, codebooks, *, out=None):
+    """The codewords of a row's codes side by side, (n, d)."""
+    rows = np.hstack([codebook[codes[:, m]] for m, codebook in enumerate(codebooks)])
+    if out is None:
+        return rows
+    out[...] = rows
+    return out
+
+
+def rotate(X, matrix, *, span=None, out=None):
+    """Rows times a matrix, (m, D), in the matrix's dtype."""
+    rows = np.asarray(X)[span or slice(None)]
+    result = (rows.astype(np.float64) @ matrix.astype(np.float64)).astype(matrix.dtype)
+    if out is None:
+        return result
+    out[...] = result
+    return out
 
 
 def distances(X, codebook, codes, *, rows=None, out=None):

@@ -1,17 +1,17 @@
 """Optimised product quantization: the rotation under which a product of codebooks serves best.
 
-Given codes, the error Σ w·|x·R − c(x)|² of rows x, a rotation R and the codewords c of their codes
-is minimised over the codewords by the means of the rotated rows, and over R by the orthogonal
-matrix nearest to A = Σ w·xᵀ c(x) (Procrustes): R = U Vᵀ where A = U S Vᵀ. Given R and the codewords,
-it is minimised by encoding. Turn by turn the error falls (Ge, He, Ke & Sun, "Optimized product
-quantization", TPAMI 2014: the non-parametric form). It starts from their parametric solution, in
-which the eigenvectors of the covariance are dealt to the subspaces so that the products of the
-variances are alike.
+Let rows x be coded, and c be the codewords of their codes. The error Σ w·|x·R − c|² is then least
+over the codewords at the means of the rotated rows, and least over rotations R at the orthogonal
+matrix nearest to A = Σ w·xᵀc (Procrustes): R = U Vᵀ where A = U S Vᵀ. For codewords and R given, it
+is least where rows have the nearest codewords. In turns of these three the error falls (Ge, He, Ke
+& Sun, "Optimized product quantization", TPAMI 2014: the non-parametric form). They start from the
+parametric solution of that paper: eigenvectors of the covariance, dealt to the subspaces so that
+the products of the variances are alike.
 
-Both steps after encoding need the rows through S_k alone, the sums of the unrotated rows of each
-codeword: means are S_k·R / n_k, and A is Σ_k S_kᵀ c_k. So a turn is one pass over the rows, in which
-they are rotated block by block and never kept, n·M·d additions in float64, in row order, and some
-products of small matrices.
+What follows encoding needs the rows through S_k alone, the sums of the unrotated rows of each
+codeword: means are S_k·R / n_k, and A is Σ_k S_kᵀ c_k. So a turn is one pass over the rows, in
+which they are rotated block by block and never kept, n·M·d additions in float64, in row order, and
+some products of small matrices.
 """
 
 import numpy as np

@@ -86,6 +86,10 @@ def run_by_row(X, codebook, where):
     features = np.arange(X.shape[1])
     steps = kernels.Steps(scale, -low / scale, 0 * features, 0 * features + 1000, codebook.dtype)
     levels = kernels.Levels(np.sort(codebook.T), features)
+    middle = max(1, X.shape[1] // 3)
+    halves = kernels.prepare_subspaces(
+        [part for part in (codebook[:, :middle], codebook[:, middle:]) if part.size]
+    )
     for name, kernel in {
         "assign": lambda rows, **options: (kernels.assign(X, prepared, rows=rows, **options),),
         "assign_two": lambda rows, **options: kernels.assign_two(X, prepared, rows=rows, **options),
@@ -94,6 +98,10 @@ def run_by_row(X, codebook, where):
         ),
         "row_norms": lambda rows, **options: (kernels.row_norms(X, rows=rows, **options),),
         "scalar": lambda rows, **options: scalar(X[rows], steps, levels, **options),
+        "rotate": lambda rows, **options: (kernels.rotate(X[rows], codebook.T, **options),),
+        "assign_subspaces": lambda rows, **options: (
+            kernels.assign_subspaces(X[rows], halves, **options),
+        ),
     }.items():
         results = kernel(everything, n_threads=1)
         for threads in THREADS:
