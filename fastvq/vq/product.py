@@ -207,6 +207,8 @@ class ProductQuantizer(BaseQuantizer):
             scale = _feature_scale(self.feature_weight, X.shape[1], dtype)
             rng = random_state_of(self.random_state)
             weight = as_weights(sample_weight, len(X))
+            # Says which value is not finite, by its place in X and not in what is made of it.
+            kernels.safe_scale(X, n_threads=self.n_threads)
             sample = sample_positions(self.max_samples, len(X), rng)
             if sample is not None:
                 X = X[sample]
@@ -242,7 +244,7 @@ class ProductQuantizer(BaseQuantizer):
                     batch_size=0,
                     max_iter=max_iter,
                     tol=tol,
-                    seed_rows=_SEED_ROWS if init == "auto" and isinstance(init, str) else None,
+                    seed_rows=_SEED_ROWS if isinstance(init, str) and init == "auto" else None,
                 ),
             )
             for features, width, init in zip(slices, bits, inits, strict=True)
