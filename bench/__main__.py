@@ -15,6 +15,7 @@ TITLES = {
     "prune": "Exact pruning beside the plain tile",
     "fit": "Fit",
     "scalar": "Scalar quantization",
+    "product": "Product quantization",
     "memory": "Peak memory beyond input and output",
     "import": "Import time",
 }
@@ -123,6 +124,7 @@ def _suite(name: str):
         bench_fit,
         bench_prune,
         bench_scalar,
+        bench_product,
         bench_seeding,
         imports,
         memory,
@@ -135,6 +137,7 @@ def _suite(name: str):
         "prune": bench_prune,
         "fit": bench_fit,
         "scalar": bench_scalar,
+        "product": bench_product,
         "memory": memory,
         "import": imports,
     }[name]

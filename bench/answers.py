@@ -71,3 +71,12 @@ def inertia(X: np.ndarray, codebook: np.ndarray) -> float:
 
     codebook = np.ascontiguousarray(codebook, np.float32)
     return float(direct_distances(X, codebook, numpy_assigner(codebook)(X)).sum())
+
+
+def mean_squared_error(X: np.ndarray, decoded: np.ndarray) -> float:
+    """Mean over the rows of the squared distance to what they were decoded to, float64."""
+    total = 0.0
+    for start in range(0, len(X), BLOCK_ROWS):
+        part = slice(start, start + BLOCK_ROWS)
+        total += float(_square(X[part].astype(np.float64) - decoded[part]).sum())
+    return total / len(X)

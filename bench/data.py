@@ -81,6 +81,18 @@ def power_law(n: int, d: int, exponent: float = 1.0) -> np.ndarray:
 
 
 @lru_cache(maxsize=1)
+def sines(n: int, d: int, seed: int = 1338) -> np.ndarray:
+    """Ten dimensions folded into many: the construction of faiss's SyntheticDataset.
+
+    Gaussian rows in ten dimensions, a random linear map, a random scale of each dimension, the
+    sine of that.
+    """
+    rng = np.random.RandomState(seed)
+    X = rng.normal(size=(n, 10)) @ rng.rand(10, d)
+    return np.sin(X * (rng.rand(d) * 4 + 0.1)).astype(np.float32)
+
+
+@lru_cache(maxsize=1)
 def photograph() -> np.ndarray:
     """Pixels of scikit-learn's picture of a Chinese temple, (273280, 3), values 0 … 255."""
     from sklearn.datasets import load_sample_images

@@ -94,6 +94,34 @@ def fit_as_it_comes(X, n_codewords, *, n_threads, seed=0, **parameters):
     return VectorQuantizer(n_codewords, random_state=seed, n_threads=n_threads, **parameters).fit(X)
 
 
+# -- product quantization -----------------------------------------------------------------------
+
+
+def product_quantizer(codebooks: np.ndarray, n_threads: int):
+    """A ProductQuantizer with the codebooks given."""
+    from fastvq import ProductQuantizer
+
+    n_subspaces, n_codewords, _ = codebooks.shape
+    rows = np.concatenate(list(codebooks), axis=1)
+    n_bits = n_codewords.bit_length() - 1
+    model = ProductQuantizer(n_subspaces, n_bits, init=codebooks, max_iter=1, n_threads=n_threads)
+    model.fit(rows)
+    if not np.array_equal(model.codebooks_, codebooks):
+        raise RuntimeError("a fit on its own codewords changed them")
+    return model
+
+
+def product_error(X, n_subspaces, n_bits, rotation, seed, n_threads) -> tuple[float, float]:
+    """Seconds of training, and the mean squared error of the rows trained on."""
+    from fastvq import ProductQuantizer
+
+    model = ProductQuantizer(
+        n_subspaces, n_bits, rotation=rotation, random_state=seed, n_threads=n_threads
+    )
+    seconds, _ = seconds_of(lambda: model.fit(X))
+    return seconds, model.distortion(X)
+
+
 # -- the machine --------------------------------------------------------------------------------
 
 

@@ -51,7 +51,7 @@ OUTSIDE = {
     "_progress": {"tqdm"},
     "images": {"numpy", "PIL"},
     "metrics": {"numpy", "scipy", "sklearn"},
-    "vq": {"numpy", "scipy", "sklearn"},
+    "vq": {"numpy", "scipy", "sklearn", "threadpoolctl"},  # the last one by way of sklearn
     "compress": ...,
     "neural": ...,
     "distributed": ...,

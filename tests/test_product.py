@@ -381,13 +381,3 @@ def test_more_bits_are_better_on_the_mean_of_five_seeds(rotation):
         for bits in range(1, 8)
     ]
     assert (np.diff(errors) < 0).all()
-
-
-def test_seeding_on_a_sample_costs_no_error(monkeypatch):
-    X = correlated(16_384, 16)
-    errors = []
-    for seed_rows in (16, 16_384):
-        monkeypatch.setattr("fastvq.vq.product._SEED_ROWS", seed_rows)
-        fits = [fitted(X, None, 2, 6, random_state=s, max_iter=25) for s in range(5)]
-        errors.append(np.mean([pq.inertia_ for pq in fits]))
-    assert errors[0] < 1.003 * errors[1]

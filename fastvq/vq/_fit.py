@@ -19,7 +19,7 @@ import numpy as np
 from fastvq import kernels
 from fastvq._validation import allocate
 from fastvq.vq._plans import PlainAssigner, choose
-from fastvq.vq._rows import Rows, spans
+from fastvq.vq._rows import spans
 from fastvq.vq._seeding import draw_by_potential, seed
 
 __all__ = ["Outcome", "Settings", "fit_rows", "step"]
@@ -50,7 +50,6 @@ class Settings(NamedTuple):
     batch_size: int
     max_iter: int
     tol: float
-    seed_rows: int | None = None  # a codeword, to seed on; all where it is None
 
     @property
     def most_iterations(self):
@@ -105,21 +104,10 @@ def _run(rows, settings, rng, watch):
         return _growing(rows, n_codewords, init, rng, watch, **limits)
     if settings.algorithm == "minibatch":
         return _minibatch(rows, n_codewords, init, rng, watch, settings.batch_size, **limits)
-    codebook = seed(_seeded_on(rows, settings, rng), n_codewords, init, rng)
+    codebook = seed(rows, n_codewords, init, rng)
     plain = settings.algorithm == "lloyd"
     assigner = PlainAssigner(rows) if plain else choose(rows, codebook)
     return _lloyd(rows, codebook, assigner, watch, **limits)
-
-
-def _seeded_on(rows, settings, rng):
-    """The rows that a run is seeded on: a sample gathered once, as seeding reads it many times."""
-    if settings.seed_rows is None or not isinstance(settings.init, str):
-        return rows
-    some = rows.sample(settings.seed_rows * settings.n_codewords, rng)
-    if some is rows:
-        return rows
-    X = some.take(np.arange(len(some)))
-    return Rows(X, None, some.weight, dtype=rows.dtype, n_threads=rows.n_threads)
 
 
 def _lloyd(rows, codebook, assigner, watch, *, max_iter, tol):
