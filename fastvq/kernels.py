@@ -561,10 +561,11 @@ def assign_subspaces(X, codebooks, *, codes=None, n_threads=None):
     """
     books = prepare_subspaces(codebooks)
     source = _Source(X, books.n_features)
-    codes = _room_for_codes(codes, (source.n, len(books)), max(b.n_codewords for b in books.books))
+    most = max(book.n_codewords for book in books.books)
+    codes = _room_for_codes(codes, (source.n, len(books)), most)
     threads = thread_count(n_threads, source.n * books.size)
-    widest = max(book.codebook.shape[1] for book in books.books)
-    workspace = _workspace("assign", widest, books.dtype, threads)
+    sizes = {book.codebook.shape[1] for book in books.books}
+    workspace = max((_workspace("assign", d, books.dtype, threads) for d in sizes), key=np.size)
     like = np.zeros(1, books.dtype)
     for start, stop in _calls(source.n, books.size):
         part = codes[start:stop]
@@ -1437,8 +1438,8 @@ def thread_count(n_threads, work=math.inf):
     return int(max(1, min(_threads.effective(n_threads), work // _THREAD_WORK)))
 
 
-def _workspace(kernel, d, dtype, threads):
-    size = load(kernel).workspace_bytes(d, dtype.itemsize)
+def _workspace(kernel, d, dtype, threads, *sizes):
+    size = load(kernel).workspace_bytes(d, dtype.itemsize, *sizes)
     return _aligned((threads, size), np.dtype(np.uint8))
 
 

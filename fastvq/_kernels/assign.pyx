@@ -331,7 +331,7 @@ def assign_subspaces(
     const double[:, ::1] numbers,  # IN (M, 3): scale, radius, rounding
     size_t codes, int itemsize,  # OUT (stop - start, M)
     uint8_t[:, ::1] doubtful,  # OUT (M, stop - start): 1 where the direct tile must decide
-    uint8_t[:, ::1] workspace,  # (n_threads, workspace_bytes of the widest subspace)
+    uint8_t[:, ::1] workspace,  # (n_threads, most workspace_bytes of a subspace)
     int n_threads,
 ):
     """Codes in each of several subspaces; 0, or 1 where a row is out of range.
