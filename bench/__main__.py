@@ -122,9 +122,9 @@ def _suite(name: str):
     from bench import (
         bench_assign,
         bench_fit,
+        bench_product,
         bench_prune,
         bench_scalar,
-        bench_product,
         bench_seeding,
         imports,
         memory,

@@ -10,7 +10,17 @@ from bench import environment
 
 WORDS = ("clock", "only", "peers-level")
 
-SUITES = ("assign", "structured", "seeding", "prune", "fit", "scalar", "product", "memory", "import")
+SUITES = (
+    "assign",
+    "structured",
+    "seeding",
+    "prune",
+    "fit",
+    "scalar",
+    "product",
+    "memory",
+    "import",
+)
 
 
 @dataclass(frozen=True)
