@@ -137,7 +137,7 @@ class ProductQuantizer(BaseQuantizer):
     ((1000, 3), dtype('uint8'), 2)
     >>> pq.inverse_transform(codes).shape
     (1000, 12)
-    >>> pq.distortion(X) < 0.5 * np.square(X).sum(axis=1).mean()
+    >>> bool(pq.distortion(X) < 0.5 * np.square(X).sum(axis=1).mean())
     True
     """
 
