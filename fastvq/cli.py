@@ -134,6 +134,8 @@ def _demo(args):
 # What `fit --quantizer` takes, and the class that each name stands for.
 QUANTIZERS = {
     "vector": "VectorQuantizer",
+    "scalar": "ScalarQuantizer",
+    "product": "ProductQuantizer",
 }
 
 
