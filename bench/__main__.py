@@ -16,6 +16,7 @@ TITLES = {
     "fit": "Fit",
     "scalar": "Scalar quantization",
     "product": "Product quantization",
+    "residual": "Residual and additive quantizers, encoding",
     "memory": "Peak memory beyond input and output",
     "import": "Import time",
 }
@@ -124,6 +125,7 @@ def _suite(name: str):
         bench_fit,
         bench_product,
         bench_prune,
+        bench_residual,
         bench_scalar,
         bench_seeding,
         imports,
@@ -138,6 +140,7 @@ def _suite(name: str):
         "fit": bench_fit,
         "scalar": bench_scalar,
         "product": bench_product,
+        "residual": bench_residual,
         "memory": memory,
         "import": imports,
     }[name]

@@ -18,6 +18,7 @@ SUITES = (
     "fit",
     "scalar",
     "product",
+    "residual",
     "memory",
     "import",
 )

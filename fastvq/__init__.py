@@ -16,13 +16,22 @@ if TYPE_CHECKING:
     from fastvq._threads import get_num_threads, set_num_threads
     from fastvq.container import FileFormatError
     from fastvq.exchange import from_faiss, to_faiss
-    from fastvq.vq import ProductQuantizer, ScalarQuantizer, VectorQuantizer, load
+    from fastvq.vq import (
+        AdditiveQuantizer,
+        ProductQuantizer,
+        ResidualQuantizer,
+        ScalarQuantizer,
+        VectorQuantizer,
+        load,
+    )
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AdditiveQuantizer",
     "FileFormatError",
     "ProductQuantizer",
+    "ResidualQuantizer",
     "ScalarQuantizer",
     "VectorQuantizer",
     "__version__",
@@ -40,8 +49,10 @@ __all__ = [
 
 # The module that each lazy name comes from; a module's own name stands for the module.
 _ORIGIN = {
+    "AdditiveQuantizer": "fastvq.vq",
     "FileFormatError": "fastvq.container",
     "ProductQuantizer": "fastvq.vq",
+    "ResidualQuantizer": "fastvq.vq",
     "ScalarQuantizer": "fastvq.vq",
     "VectorQuantizer": "fastvq.vq",
     "container": "fastvq.container",

@@ -136,6 +136,8 @@ QUANTIZERS = {
     "vector": "VectorQuantizer",
     "scalar": "ScalarQuantizer",
     "product": "ProductQuantizer",
+    "residual": "ResidualQuantizer",
+    "additive": "AdditiveQuantizer",
 }
 
 

@@ -14,13 +14,17 @@ __all__ = [
     "assign",
     "assign_subspaces",
     "assign_two",
+    "beam_search",
     "decode_even",
     "decode_levels",
     "decode_subspaces",
+    "decode_sums",
     "distances",
+    "distances_to_sums",
     "encode_even",
     "encode_levels",
     "extremes",
+    "local_search",
     "optimal_codebook",
     "pack_codes",
     "pairwise",
@@ -28,6 +32,7 @@ __all__ = [
     "row_norms",
     "seed_gains",
     "seed_update",
+    "stage_values",
     "sums",
     "unpack_codes",
 ]
@@ -123,6 +128,86 @@ def sums(X, codes, n_codewords, *, sample_weight=None, rows=None):
     totals = np.zeros((n_codewords, X.shape[1]))
     np.add.at(totals, codes, weight[:, None] * X.astype(np.float64))
     return totals, np.bincount(codes, weights=weight, minlength=n_codewords)
+
+
+def stage_values(X, stages):
+    """|c|^2 - 2 x.c of every row and codeword, each centred: a list of (n, k_m), one a stage."""
+    X, codebooks = _centred(X, stages)
+    return [(c * c).sum(axis=1) - 2 * X @ c.T for c in codebooks]
+
+
+def beam_search(X, stages, *, beam_width=1, n_out=1, rows=None):
+    """Codes (m, n_out, n_stages) of the best entries of each row's last beam, best first."""
+    X, codebooks = _centred(_take(X, rows), stages)
+    codes, residuals = np.zeros((len(X), 1, 0), np.int32), X[:, None, :]
+    for codebook in codebooks:
+        difference = residuals[:, :, None, :] - codebook
+        values = np.einsum("nbkd,nbkd->nbk", difference, difference).reshape(len(X), -1)
+        best = np.argsort(values, axis=1, kind="stable")[:, :beam_width]
+        entry, code = np.divmod(best, len(codebook))
+        before = np.take_along_axis(codes, entry[:, :, None], axis=1)
+        codes = np.concatenate([before, code[:, :, None].astype(np.int32)], axis=2)
+        residuals = np.take_along_axis(residuals, entry[:, :, None], axis=1) - codebook[code]
+    return codes[:, :n_out]
+
+
+def local_search(X, stages, codes, jumps, *, sweeps=4, rows=None):
+    """Better codes, in place, by conditional modes from where they are and after each jump."""
+    X, codebooks = _centred(_take(X, rows), stages)
+    for x, best in zip(X, codes, strict=True):
+        least = _square(x - _sum_of(codebooks, best))
+        for jump in [np.empty((0, 2), int), *jumps]:
+            found = best.copy()
+            for stage, code in jump:
+                found[stage] = code
+            _settle(x, codebooks, found, sweeps)
+            value = _square(x - _sum_of(codebooks, found))
+            if value < least:
+                least, best[:] = value, found
+    return codes
+
+
+def _settle(x, codebooks, codes, sweeps):
+    unchanged = 0
+    for step in range(sweeps * len(codes)):
+        stage = step % len(codes)
+        left = x - _sum_of(codebooks, codes) + codebooks[stage][codes[stage]]
+        code = np.square(left - codebooks[stage]).sum(axis=1).argmin()
+        unchanged = unchanged + 1 if code == codes[stage] else 1
+        codes[stage] = code
+        if unchanged >= len(codes):
+            return
+
+
+def decode_sums(codes, codebooks):
+    """Sums of one codeword of each codebook, in the codebooks' precision."""
+    return _sum_of(codebooks, np.asarray(codes).T)
+
+
+def distances_to_sums(X, codebooks, codes, *, rows=None):
+    """Squared distance of each row to the sum that its codes stand for, (m,)."""
+    codebooks = [np.asarray(codebook, np.float64) for codebook in codebooks]
+    difference = _take(X, rows).astype(np.float64) - _sum_of(codebooks, np.asarray(codes).T)
+    return np.einsum("nd,nd->n", difference, difference)
+
+
+def _centred(X, stages):
+    """Rows and codebooks in float64, less the means of the codebooks."""
+    codebooks = [codebook.astype(np.float64) for codebook in stages.codebooks]
+    means = [codebook.mean(axis=0) for codebook in codebooks]
+    rows = X.astype(stages.dtype).astype(np.float64) - np.sum(means, axis=0)
+    return rows, [codebook - mean for codebook, mean in zip(codebooks, means, strict=True)]
+
+
+def _sum_of(codebooks, codes):
+    total = codebooks[0][codes[0]].copy()
+    for codebook, code in zip(codebooks[1:], codes[1:], strict=False):
+        total += codebook[code]
+    return total
+
+
+def _square(x):
+    return (x * x).sum()
 
 
 def row_norms(X, *, squared=False, rows=None):

@@ -1,8 +1,17 @@
 """Codebook estimators, with scikit-learn's interface: one quantizer a file."""
 
 from fastvq.vq._saving import load
+from fastvq.vq.additive import AdditiveQuantizer
 from fastvq.vq.product import ProductQuantizer
+from fastvq.vq.residual import ResidualQuantizer
 from fastvq.vq.scalar import ScalarQuantizer
 from fastvq.vq.vector import VectorQuantizer
 
-__all__ = ["ProductQuantizer", "ScalarQuantizer", "VectorQuantizer", "load"]
+__all__ = [
+    "AdditiveQuantizer",
+    "ProductQuantizer",
+    "ResidualQuantizer",
+    "ScalarQuantizer",
+    "VectorQuantizer",
+    "load",
+]
