@@ -21,11 +21,12 @@ from sklearn.utils.validation import check_is_fitted
 from fastvq import _threads, kernels
 from fastvq._progress import Progress
 from fastvq._validation import as_count, as_nonnegative, as_out, as_weights, as_word
-from fastvq.vq._base import random_state_of
+from fastvq.vq._base import codebook_dtype, random_state_of
 from fastvq.vq._fit import Settings, fit_rows
+from fastvq.vq._rows import sample_positions
 from fastvq.vq._seeding import INITS
 from fastvq.vq._stages import SumQuantizer, Training, as_bits, inertia_of, least_squares
-from fastvq.vq.vector import ALGORITHMS, _codebook_dtype, _sample
+from fastvq.vq.vector import ALGORITHMS
 
 __all__ = ["ResidualQuantizer"]
 
@@ -259,15 +260,15 @@ class StageOutcome(NamedTuple):
 def training_rows(X, sample_weight, max_samples, n_threads, rng):
     """The rows to fit on, of a checked X."""
     weight = as_weights(sample_weight, len(X))
-    sample = _sample(max_samples, len(X), rng)
+    sample = sample_positions(max_samples, len(X), rng)
     if sample is not None and weight is not None:
         weight = as_weights(weight[sample], len(sample))
-    return Training.of(X, sample, weight, _codebook_dtype(X), _threads.effective(n_threads))
+    return Training.of(X, sample, weight, codebook_dtype(X), _threads.effective(n_threads))
 
 
 def fit_stages(training, settings, rng, progress):
     """Codebooks one after the other, then all of them together."""
-    dtype = _codebook_dtype(training.X)
+    dtype = codebook_dtype(training.X)
     n_rows = len(training.kind)
     beams, codebooks, history = np.empty((n_rows, 1, 0), np.int32), [], []
     if n_rows < 2 ** max(settings.bits):
