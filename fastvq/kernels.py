@@ -1449,7 +1449,7 @@ def beam_search(X, stages, *, beam_width=1, n_out=1, rows=None, codes=None, n_th
     n_stages, d = len(stages.size), stages.n_features
     if codes is None:
         codes = np.empty((source.n, n_out, n_stages), np.int32)
-    flat = _room_for_codes(codes.reshape(-1), codes.size, int(stages.size.max()))
+    flat = _room_for_codes(codes.reshape(-1), (codes.size,), int(stages.size.max()))
     if codes.size != source.n * n_out * n_stages:
         raise ValueError(f"codes must have shape ({source.n}, {n_stages}), got {codes.shape}")
     plain = stages.crossed is None

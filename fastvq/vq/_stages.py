@@ -1,7 +1,7 @@
 """What quantizers have in common whose codes stand for a sum of codewords, one of each codebook.
 
 The rows that such a fit meets (`ResidualRows`), the codebooks that are best for given codes
-(`least_squares`), and the base class of the estimators. Encoding is in fastvq/_kernels/stages.h.
+(`least_squares`), and what the estimators share. Encoding is in fastvq/_kernels/stages.h.
 """
 
 from typing import NamedTuple
@@ -12,13 +12,12 @@ from threadpoolctl import threadpool_limits
 
 from fastvq import kernels
 from fastvq._validation import as_codes, as_count
-from fastvq.vq._base import BaseQuantizer
 from fastvq.vq._rows import Rows, _ChangedRows, ordered_sum, rows_of, spans
 
 __all__ = [
     "Encoder",
     "ResidualRows",
-    "SumQuantizer",
+    "SumMixin",
     "Training",
     "as_bits",
     "inertia_of",
@@ -269,8 +268,11 @@ def _descend(rows, codes, sizes, wanted, ridge):
     return step
 
 
-class SumQuantizer(BaseQuantizer):
-    """Base of the estimators; they define `_encode`, and `fit`, which ends in `_keep`."""
+class SumMixin:
+    """What both estimators have beside `BaseQuantizer`, which comes after it among their bases.
+
+    They define `_encode`, and `fit`, which ends in `_keep`.
+    """
 
     @property
     def _codebooks(self):

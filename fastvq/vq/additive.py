@@ -17,9 +17,9 @@ from numpy.typing import ArrayLike
 from fastvq import kernels
 from fastvq._progress import Progress
 from fastvq._validation import as_count, as_nonnegative
-from fastvq.vq._base import random_state_of
+from fastvq.vq._base import BaseQuantizer, random_state_of
 from fastvq.vq._rows import spans
-from fastvq.vq._stages import SumQuantizer, inertia_of, least_squares
+from fastvq.vq._stages import SumMixin, inertia_of, least_squares
 from fastvq.vq.residual import StageSettings, fit_stages, training_rows
 
 __all__ = ["AdditiveQuantizer"]
@@ -29,7 +29,7 @@ _REFINE_ITER = 5  # of the residual quantizer to start from
 _BLOCK_BYTES = 1 << 22
 
 
-class AdditiveQuantizer(SumQuantizer):
+class AdditiveQuantizer(SumMixin, BaseQuantizer):
     """Additive quantizer: a sum of codewords of several codebooks, found by local search.
 
     Parameters

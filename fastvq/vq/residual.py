@@ -21,17 +21,17 @@ from sklearn.utils.validation import check_is_fitted
 from fastvq import _threads, kernels
 from fastvq._progress import Progress
 from fastvq._validation import as_count, as_nonnegative, as_out, as_weights, as_word
-from fastvq.vq._base import codebook_dtype, random_state_of
+from fastvq.vq._base import BaseQuantizer, codebook_dtype, random_state_of
 from fastvq.vq._fit import Settings, fit_rows
 from fastvq.vq._rows import sample_positions
 from fastvq.vq._seeding import INITS
-from fastvq.vq._stages import SumQuantizer, Training, as_bits, inertia_of, least_squares
+from fastvq.vq._stages import SumMixin, Training, as_bits, inertia_of, least_squares
 from fastvq.vq.vector import ALGORITHMS
 
 __all__ = ["ResidualQuantizer"]
 
 
-class ResidualQuantizer(SumQuantizer):
+class ResidualQuantizer(SumMixin, BaseQuantizer):
     """Residual quantizer: a sum of codewords, one of each stage.
 
     Parameters
