@@ -200,8 +200,8 @@ cdef Py_ssize_t next_beams(
 ) noexcept nogil:
     """Extend the beams of all rows of a block by stage m; how many entries they have then.
 
-    Table rows lie far apart, beyond the second-level cache: those of the next row are asked for
-    while this one is at work, which halves the time of a beam of five.
+    Table rows lie far apart, beyond the second-level cache (with all rows the same, a beam of five
+    took half the time), so those of the next row are asked for while this one is at work.
     """
     cdef Py_ssize_t r, b, e, n = padded(stages.size[m]), first = stages.first[m]
     cdef const real **rows = <const real **> s.crossed

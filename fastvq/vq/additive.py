@@ -241,7 +241,7 @@ def _improve(training, start, search, shake, max_iter, rng, progress):
     while n_iter < max_iter and history[-1] > 0:
         n_iter += 1
         codebooks = least_squares(training, stages.codebooks, codes)
-        strength = shake * np.sqrt(1 - n_iter / max_iter)  # of the papers' schedules, the best one
+        strength = shake * np.sqrt(1 - n_iter / max_iter)  # as in LSQ++, with p = 1/2
         stages = kernels.Stages(_shaken(codebooks, strength * deviation, rng))
         jumps = search.jumps(stages.size, -(-search.n_jumps // 2), rng)
         codes = search.improve(training.X, stages, codes.copy(), jumps, **training.options)
