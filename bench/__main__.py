@@ -17,6 +17,7 @@ TITLES = {
     "scalar": "Scalar quantization",
     "product": "Product quantization",
     "residual": "Residual and additive quantizers, encoding",
+    "search": "Search among codes",
     "memory": "Peak memory beyond input and output",
     "import": "Import time",
 }
@@ -127,6 +128,7 @@ def _suite(name: str):
         bench_prune,
         bench_residual,
         bench_scalar,
+        bench_search,
         bench_seeding,
         imports,
         memory,
@@ -141,6 +143,7 @@ def _suite(name: str):
         "scalar": bench_scalar,
         "product": bench_product,
         "residual": bench_residual,
+        "search": bench_search,
         "memory": memory,
         "import": imports,
     }[name]

@@ -19,6 +19,7 @@ SUITES = (
     "scalar",
     "product",
     "residual",
+    "search",
     "memory",
     "import",
 )

@@ -122,6 +122,13 @@ def product_error(X, n_subspaces, n_bits, rotation, seed, n_threads) -> tuple[fl
     return seconds, model.distortion(X)
 
 
+def signs(X: np.ndarray, n_bits: int, n_threads: int):
+    """A BinaryQuantizer of random planes."""
+    from fastvq import BinaryQuantizer
+
+    return BinaryQuantizer(n_bits, random_state=0, n_threads=n_threads).fit(X[:65_536])
+
+
 # -- the machine --------------------------------------------------------------------------------
 
 

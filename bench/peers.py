@@ -286,3 +286,33 @@ def faiss_product_error(X, n_subspaces, n_bits, rotation, *, seed) -> tuple[floa
 
     seconds, (turned, product) = seconds_of(train)
     return seconds, mean_squared_error(turned, product.decode(product.compute_codes(turned)))
+
+
+# -- search -------------------------------------------------------------------------------------
+
+
+def faiss_nearest(X: np.ndarray, queries: np.ndarray, k: int) -> np.ndarray:
+    """The true nearest rows."""
+    import faiss
+
+    return faiss.knn(queries, X, k)[1]
+
+
+def faiss_product_index(name: str, X: np.ndarray, n_subspaces: int, n_bits: int):
+    """A faiss.IndexPQ or IndexPQFastScan that holds the rows, and its codebooks."""
+    import faiss
+
+    index = getattr(faiss, name)(X.shape[1], n_subspaces, n_bits)
+    index.train(X[:65_536])
+    index.add(X)
+    codebooks = faiss.vector_to_array(index.pq.centroids)
+    return index, codebooks.reshape(n_subspaces, 2**n_bits, -1)
+
+
+def faiss_hamming(codes: np.ndarray, encode: Callable, k: int) -> Callable:
+    """Search by Hamming distances; queries are encoded as fastvq encodes them."""
+    import faiss
+
+    index = faiss.IndexBinaryFlat(8 * codes.shape[1])
+    index.add(codes)
+    return lambda queries: index.search(encode(queries), k)[1]

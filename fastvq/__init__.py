@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fastvq.exchange import from_faiss, to_faiss
     from fastvq.vq import (
         AdditiveQuantizer,
+        BinaryQuantizer,
         ProductQuantizer,
         ResidualQuantizer,
         ScalarQuantizer,
@@ -29,6 +30,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AdditiveQuantizer",
+    "BinaryQuantizer",
     "FileFormatError",
     "ProductQuantizer",
     "ResidualQuantizer",
@@ -50,6 +52,7 @@ __all__ = [
 # The module that each lazy name comes from; a module's own name stands for the module.
 _ORIGIN = {
     "AdditiveQuantizer": "fastvq.vq",
+    "BinaryQuantizer": "fastvq.vq",
     "FileFormatError": "fastvq.container",
     "ProductQuantizer": "fastvq.vq",
     "ResidualQuantizer": "fastvq.vq",

@@ -25,14 +25,19 @@ __all__ = [
     "encode_levels",
     "extremes",
     "local_search",
+    "nearest_by_bits",
+    "nearest_by_short_tables",
+    "nearest_by_tables",
     "optimal_codebook",
     "pack_codes",
+    "pack_short",
     "pairwise",
     "rotate",
     "row_norms",
     "seed_gains",
     "seed_update",
     "stage_values",
+    "subspace_tables",
     "sums",
     "unpack_codes",
 ]
@@ -320,6 +325,56 @@ def unpack_codes(packed, widths, dtype):
         for width, end in zip(widths, ends, strict=True)
     ]
     return np.stack(columns, axis=1).astype(dtype)
+
+
+def subspace_tables(queries, codebooks, places, *, products=False):
+    """Squared distances of queries to the codewords of each subspace, or products with them."""
+    tables, start = [], 0
+    for first, d, k in places:
+        codebook = codebooks[start : start + k * d].reshape(k, d).astype(np.float64)
+        query = queries[:, first : first + d].astype(np.float64)
+        tables.append(query @ codebook.T if products else _exact_pairwise(query, codebook))
+        start += k * d
+    return np.concatenate(tables, axis=1).astype(np.float32)
+
+
+def nearest_by_tables(codes, tables, sizes, k, *, scale=None, offset=None):
+    """The k least values scale·Σ_m t_m[code_m] + offset of each query, t_m side by side."""
+    places = np.cumsum([0, *sizes[:-1]])
+    exact = tables.astype(np.float64)
+    values = sum(exact[:, place + codes[:, m].astype(np.intp)] for m, place in enumerate(places))
+    if scale is not None:
+        values = values * scale.astype(np.float64) + offset
+    values, rows = _least(values, k)
+    return values.astype(np.float32), rows
+
+
+def nearest_by_short_tables(packed, n, tables, k):
+    """The same for tables (n_queries, M, 16) and codes as `pack_short` packs them."""
+    pairs = np.stack([packed & 15, packed >> 4], axis=2).transpose(0, 3, 1, 2)
+    codes = pairs.reshape(-1, 2 * packed.shape[1])[:n, : tables.shape[1]]
+    return nearest_by_tables(codes, tables.reshape(len(tables), -1), [16] * tables.shape[1], k)
+
+
+def pack_short(codes):
+    """4-bit codes as packed[row // 32, m // 2, row % 32], odd m in the upper half of a byte."""
+    n, n_columns = codes.shape
+    whole = np.zeros((-(-n // 32) * 32, n_columns + n_columns % 2), np.uint8)
+    whole[:n, :n_columns] = codes
+    low, high = (whole[:, half::2].reshape(-1, 32, whole.shape[1] // 2) for half in (0, 1))
+    return (low | high << 4).transpose(0, 2, 1)
+
+
+def nearest_by_bits(codes, queries, k):
+    """The k rows that differ from each query in the fewest bits, and in how many."""
+    different = np.unpackbits(queries[:, None] ^ codes[None], axis=2).sum(axis=2)
+    return _least(different.astype(np.int32), k)
+
+
+def _least(values, k):
+    """The k least values of each row, ascending, the lower index first where they are equal."""
+    rows = np.argsort(values, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(values, rows, axis=1), rows
 
 
 def _exact_pairwise(X, codebook):

@@ -2,6 +2,7 @@
 
 from fastvq.vq._saving import load
 from fastvq.vq.additive import AdditiveQuantizer
+from fastvq.vq.binary import BinaryQuantizer
 from fastvq.vq.product import ProductQuantizer
 from fastvq.vq.residual import ResidualQuantizer
 from fastvq.vq.scalar import ScalarQuantizer
@@ -9,6 +10,7 @@ from fastvq.vq.vector import VectorQuantizer
 
 __all__ = [
     "AdditiveQuantizer",
+    "BinaryQuantizer",
     "ProductQuantizer",
     "ResidualQuantizer",
     "ScalarQuantizer",

@@ -9,7 +9,8 @@ A quantizer derives from `BaseQuantizer`, fits inside ``with self._all_or_nothin
 - ``_decode(codes, out)``: what checked codes stand for, written into an array;
 - ``fit``, and ``partial_fit`` where the method allows it;
 - ``_memory(n_rows, n_features, itemsize)``: the bytes of `memory_estimate`, for codewords of so
-  many bytes a number.
+  many bytes a number;
+- ``_parts()``: what codes stand for, as a sum of codewords, for `search` (see `_search.Parts`).
 
 What it can do better than by encoding and decoding, it overrides (``_squared_error``). Private
 state that a fit leaves and `save` must keep, it lists in ``_saved``.
@@ -32,6 +33,7 @@ from sklearn.utils.validation import _check_feature_names_in, check_is_fitted, v
 from fastvq import kernels
 from fastvq._validation import as_bytes, as_codes, as_count, as_out, as_rows, as_weights
 from fastvq.vq._rows import ordered_sum, spans
+from fastvq.vq._search import Index
 
 __all__ = [
     "BaseQuantizer",
@@ -311,6 +313,49 @@ class BaseQuantizer(TransformerMixin, BaseEstimator):
         from fastvq.vq import _saving  # which knows all quantizers, and so this module
 
         _saving.save(self, path)
+
+    def build_index(self, codes: ArrayLike) -> Index:
+        """An index of coded rows, to be searched many times.
+
+        Parameters
+        ----------
+        codes : array-like of integers of shape (n_samples, n_codes)
+
+        Returns
+        -------
+        index : Index
+            With a method ``search(queries, k=10, metric="l2")``. It has a copy of the codes.
+
+        Raises
+        ------
+        ValueError, TypeError
+            For numbers that are no codes of this quantizer, and for no codes at all.
+        """
+        check_is_fitted(self)
+        return self._index(as_codes(codes, self._code_range, len(self._code_bits)))
+
+    def search(
+        self, queries: ArrayLike, codes: ArrayLike, k: int = 10, **options: object
+    ) -> tuple[NDArray, NDArray[np.int64]]:
+        """The coded rows that are nearest to each query, by an index that is used once.
+
+        Parameters
+        ----------
+        queries : array-like of shape (n_queries, n_features)
+        codes : array-like of integers of shape (n_samples, n_codes)
+        k : int, default=10
+        **options
+            As for the index's `search`: `metric`, `rerank`, `n_candidates`, `n_threads`.
+
+        Returns
+        -------
+        distances : ndarray of shape (n_queries, k)
+        indices : ndarray of int64 of shape (n_queries, k)
+        """
+        return self.build_index(codes).search(queries, k, **options)
+
+    def _index(self, codes):
+        return Index(self._parts(), codes, self.n_threads)
 
     @contextlib.contextmanager
     def _all_or_nothing(self):

@@ -13,6 +13,7 @@ from threadpoolctl import threadpool_limits
 from fastvq import kernels
 from fastvq._validation import as_codes, as_count
 from fastvq.vq._rows import Rows, _ChangedRows, ordered_sum, rows_of, spans
+from fastvq.vq._search import Parts
 
 __all__ = [
     "Encoder",
@@ -334,6 +335,9 @@ class SumMixin:
         squares = 3 * 8 * min(n_codewords, _MOST_UNKNOWNS) ** 2
         fit = 2 * books + residuals + squares + 12 * codes * self.beam_width + 64 * n_rows
         return fit, books + codes * (9 if max(bits) <= 8 else 10) + (1 << 24)
+
+    def _parts(self):
+        return Parts(self._codebooks)
 
     def _decode(self, codes, out):
         n_stages = codes.shape[1]

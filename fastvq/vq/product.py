@@ -34,6 +34,7 @@ from fastvq.vq._base import BaseQuantizer, codebook_dtype, random_state_of
 from fastvq.vq._fit import Settings, fit_rows
 from fastvq.vq._opq import Frame, opq, random_rotation
 from fastvq.vq._rows import rows_of, sample_positions
+from fastvq.vq._search import Parts
 from fastvq.vq._seeding import INITS
 
 __all__ = ["ProductQuantizer"]
@@ -333,6 +334,18 @@ class ProductQuantizer(BaseQuantizer):
         ):
             compiled = self._compile()
         return compiled
+
+    def _parts(self):
+        rotation, scale = vars(self).get("rotation_"), vars(self).get("feature_scale_")
+        if scale is None:
+            return Parts([*self.codebooks_], self.subspaces_, rotation)
+        places = zip(self.codebooks_, self.subspaces_, strict=True)
+        if rotation is None:
+            return Parts([book / scale[place] for book, place in places], self.subspaces_)
+        back = rotation.T.astype(np.float64)
+        # Where weighted features are rotated, no distance is a sum over subspaces.
+        books = [np.einsum("kf,fd->kd", book, back[place] / scale) for book, place in places]
+        return Parts([book.astype(self._codebook_dtype) for book in books])
 
     def _encode(self, rows, codes):
         _, books, frame = self._ready()

@@ -22,6 +22,7 @@ from sklearn.utils.metaestimators import available_if
 from fastvq import _threads, kernels
 from fastvq._validation import as_count, as_nonnegative, as_weights, as_word
 from fastvq.vq._base import BaseQuantizer
+from fastvq.vq._search import Parts
 from fastvq.vq._values import Distribution
 
 __all__ = ["ScalarQuantizer"]
@@ -378,6 +379,13 @@ class ScalarQuantizer(BaseQuantizer):
             kernels.decode_even(codes, compiled.steps, out=out, n_threads=self.n_threads)
         else:
             kernels.decode_levels(codes, compiled.levels, out=out, n_threads=self.n_threads)
+
+    def _parts(self):
+        """A codebook for each feature: its levels."""
+        n_levels, d = self._code_range, self.n_features_in_
+        levels = np.empty((n_levels, d), self._codebook_dtype)
+        self._decode(np.repeat(np.arange(n_levels)[:, None], d, axis=1), levels)
+        return Parts([levels[:, [f]] for f in range(d)], [slice(f, f + 1) for f in range(d)])
 
     def _memory(self, n_rows, n_features, itemsize):
         settings = self._settings(n_features)

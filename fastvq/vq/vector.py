@@ -39,6 +39,7 @@ from fastvq.vq._base import (
 )
 from fastvq.vq._fit import Outcome, Settings, fit_rows, step
 from fastvq.vq._rows import Rows, UnitRows, rows_of, sample_positions, sample_size
+from fastvq.vq._search import Parts
 from fastvq.vq._seeding import INITS
 
 __all__ = ["FitState", "VectorQuantizer"]
@@ -594,6 +595,9 @@ class VectorQuantizer(BaseQuantizer):
     @property
     def _code_range(self):
         return len(self.codebook_)
+
+    def _parts(self):
+        return Parts([self.codebook_], [slice(0, self.codebook_.shape[1])])
 
     def _metric(self):
         return as_word(self.metric, "metric", METRICS)

@@ -50,7 +50,9 @@ def print_digests(shape, kinds):
         X, codebook = data(*shape, dtype, precision, layout)
         where = f"{shape}, {dtype} rows, {precision} codebook, {layout}"
         for kernel, results in itertools.chain(
-            run_by_row(X, codebook, where), run_over_rows(X, codebook, where)
+            run_by_row(X, codebook, where),
+            run_over_rows(X, codebook, where),
+            run_search(X, codebook, where),
         ):
             digest = digests.setdefault(kernel, hashlib.sha256())
             for array in results:
@@ -163,6 +165,43 @@ def run_over_rows(X, codebook, where):
             others = kernel(n_threads=threads)
             require_same(results, others, f"{name} with {threads} threads: {where}")
         yield name, results
+
+
+def run_search(X, codebook, where):
+    """Name and results of the kernels of search: threads and company must not change them."""
+    rng = np.random.default_rng(X.shape)
+    queries = np.ascontiguousarray(X[:11], np.float32)
+    values = np.ascontiguousarray(codebook, np.float32).ravel()
+    places = np.array([[0, X.shape[1], len(codebook)]])
+    tables = {
+        products: kernels.subspace_tables(queries, values, places, products=products)
+        for products in (False, True)
+    }
+    codes = rng.integers(0, 16, (3000, 21)).astype(np.uint8)
+    entries = rng.integers(-(2**23), 2**23, (len(queries), 21, 16)).astype(np.float32) / 2**20
+    scale, offset = (rng.integers(1, 2**23, (2, 3000)) / 2**22).astype(np.float32)
+    packed, words = kernels.pack_short(codes), codes[:, :16] * np.uint8(17)
+    for name, kernel in {
+        "nearest_by_tables": lambda some, **options: kernels.nearest_by_tables(
+            codes, entries[some].reshape(-1, 336), [16] * 21, 20, scale=scale, offset=offset,
+            **options,
+        ),
+        "nearest_by_short_tables": lambda some, **options: kernels.nearest_by_short_tables(
+            packed, 3000, entries[some], 20, **options
+        ),
+        "nearest_by_bits": lambda some, **options: kernels.nearest_by_bits(
+            words, words[some], 20, **options
+        ),
+    }.items():  # fmt: skip
+        everything = np.arange(len(queries))
+        results = kernel(everything, n_threads=1)
+        for threads in THREADS:
+            others = kernel(everything, n_threads=threads)
+            require_same(results, others, f"{name} with {threads} threads: {where}")
+        alone = kernel(everything[-1:], n_threads=1)
+        require_same([part[-1:] for part in results], alone, f"{name} of one query: {where}")
+        yield name, results
+    yield "subspace_tables", tuple(tables.values())
 
 
 def require_same(results, others, what):
