@@ -138,6 +138,7 @@ QUANTIZERS = {
     "product": "ProductQuantizer",
     "residual": "ResidualQuantizer",
     "additive": "AdditiveQuantizer",
+    "binary": "BinaryQuantizer",
 }
 
 
