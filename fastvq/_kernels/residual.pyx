@@ -206,7 +206,7 @@ cdef Py_ssize_t next_beams(
     cdef Py_ssize_t r, b, e, n = padded(stages.size[m]), first = stages.first[m]
     cdef const real **rows = <const real **> s.crossed
     cdef const real *unary
-    cdef Beam beam
+    cdef Beam beam = Beam(NULL, NULL, 0, 0, INFINITY)
     for r in range(n_rows):
         e = r * beam_width
         beam = Beam(s.next_values + e * sizeof(real), s.places + e, 0,
@@ -239,7 +239,7 @@ cdef inline void find_rows(
 cdef inline void fetch(const real **rows, Py_ssize_t n_rows, Py_ssize_t n) noexcept nogil:
     cdef Py_ssize_t j, at
     for j in range(n_rows):
-        for at in range(n * sizeof(real) // 64):
+        for at in range(n * <Py_ssize_t> sizeof(real) // 64):
             stages_fetch(<const char *> rows[j] + 64 * at)
 
 
