@@ -16,6 +16,7 @@ TITLES = {
     "fit": "Fit",
     "scalar": "Scalar quantization",
     "product": "Product quantization",
+    "coding": "Entropy coding, approximate assignment",
     "residual": "Residual and additive quantizers, encoding",
     "search": "Search among codes",
     "memory": "Peak memory beyond input and output",
@@ -123,6 +124,7 @@ def _provenance(entry: dict) -> str:
 def _suite(name: str):
     from bench import (
         bench_assign,
+        bench_coding,
         bench_fit,
         bench_product,
         bench_prune,
@@ -142,6 +144,7 @@ def _suite(name: str):
         "fit": bench_fit,
         "scalar": bench_scalar,
         "product": bench_product,
+        "coding": bench_coding,
         "residual": bench_residual,
         "search": bench_search,
         "memory": memory,

@@ -18,6 +18,7 @@ SUITES = (
     "fit",
     "scalar",
     "product",
+    "coding",
     "residual",
     "search",
     "memory",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from fastvq import _kernels  # noqa: F401
 
 if TYPE_CHECKING:
-    from fastvq import container, kernels, metrics, reference
+    from fastvq import container, entropy, kernels, metrics, reference
     from fastvq._config import show_config
     from fastvq._threads import get_num_threads, set_num_threads
     from fastvq.container import FileFormatError
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
         ResidualQuantizer,
         ScalarQuantizer,
         VectorQuantizer,
+        fit_to_budget,
         load,
+        plot_curve,
     )
 
 __version__ = "0.1.0"
@@ -38,11 +40,14 @@ __all__ = [
     "VectorQuantizer",
     "__version__",
     "container",
+    "entropy",
+    "fit_to_budget",
     "from_faiss",
     "get_num_threads",
     "kernels",
     "load",
     "metrics",
+    "plot_curve",
     "reference",
     "set_num_threads",
     "show_config",
@@ -59,11 +64,14 @@ _ORIGIN = {
     "ScalarQuantizer": "fastvq.vq",
     "VectorQuantizer": "fastvq.vq",
     "container": "fastvq.container",
+    "entropy": "fastvq.entropy",
+    "fit_to_budget": "fastvq.vq",
     "from_faiss": "fastvq.exchange",
     "get_num_threads": "fastvq._threads",
     "kernels": "fastvq.kernels",
     "load": "fastvq.vq",
     "metrics": "fastvq.metrics",
+    "plot_curve": "fastvq.vq",
     "reference": "fastvq.reference",
     "set_num_threads": "fastvq._threads",
     "show_config": "fastvq._config",

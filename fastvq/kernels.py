@@ -53,6 +53,8 @@ __all__ = [
     "prepare",
     "prepare_subspaces",
     "project",
+    "rans_decode",
+    "rans_encode",
     "rotate",
     "row_norms",
     "seed_gains",
@@ -60,6 +62,7 @@ __all__ = [
     "stage_values",
     "subspace_tables",
     "sums",
+    "symbol_counts",
     "unpack_codes",
 ]
 
@@ -85,6 +88,11 @@ _EXPAND_DOUBT = 0.03
 _TRIAL_WORK = 2_000_000_000
 _TRIAL_ROWS = 256
 _GEOMETRY_SAMPLE = 32
+# Symbols that an entropy coding call takes, some 0.1 s of them.
+_CALL_SYMBOLS = 1 << 24
+# Where the decoder looks for the symbol of a slot: so many places at least, and so many a symbol.
+_LEAST_BUCKETS = 1 << 12
+_BUCKETS_PER_SYMBOL = 2
 
 
 # A table of the cross terms of all codewords: what it may take, and the least share that a stage
@@ -99,6 +107,7 @@ class Prepared:
     Attributes
     ----------
     codebook : (k, d) C-contiguous array, multiplied by ``scale``
+    n_row_features : features that rows have; where d is more, they count as 0 in the others
     scale : power of two that keeps squares from overflowing and underflowing; mostly 1
     shift : (d,) centre of the scaled codebook, subtracted from rows for the expanded values
     panels : the centred codebook packed for the tile, or None where differences serve better
@@ -111,6 +120,7 @@ class Prepared:
         "_screen",
         "_screen_wanted",
         "codebook",
+        "n_row_features",
         "panels",
         "radius",
         "rounding",
@@ -118,8 +128,9 @@ class Prepared:
         "shift",
     )
 
-    def __init__(self, codebook, screen=False, bounds=False):
+    def __init__(self, codebook, screen=False, bounds=False, n_row_features=None):
         codebook = _own(codebook)
+        self.n_row_features = codebook.shape[1] if n_row_features is None else n_row_features
         self.scale = _scale(np.abs(codebook).max(), codebook.dtype)
         self.codebook = codebook
         if self.scale != 1:
@@ -138,6 +149,10 @@ class Prepared:
     @property
     def dtype(self):
         return self.codebook.dtype
+
+    def source(self, X, rows=None):
+        """Rows as kernels that compare them with this codebook take them."""
+        return _Source(X, self.n_row_features, rows, n_padded=self.codebook.shape[1])
 
     def _expand(self, unscaled):
         """Make the panels, unless rounding would leave too many rows in doubt."""
@@ -175,7 +190,7 @@ class Prepared:
         return np.median(nearest[:, 1])
 
 
-def prepare(codebook, *, screen=False, bounds=False):
+def prepare(codebook, *, screen=False, bounds=False, n_row_features=None):
     """Pack a codebook for repeated use.
 
     Parameters
@@ -188,6 +203,9 @@ def prepare(codebook, *, screen=False, bounds=False):
     bounds : bool
         Whether :func:`assign` shall give lower bounds (``others``) for few features too, where
         it would take differences otherwise, as being no slower.
+    n_row_features : int, optional
+        Features that rows have, where the codebook has more: rows are 0 in those. One more feature
+        of √r turns |x − c|² into |x − c|² + r: codewords at a price each.
 
     Returns
     -------
@@ -203,7 +221,11 @@ def prepare(codebook, *, screen=False, bounds=False):
         )
     if not np.isfinite(codebook).all():
         raise ValueError("codebook contains NaN or infinity")
-    return Prepared(codebook, screen, bounds)
+    if n_row_features is not None and not 0 < n_row_features <= codebook.shape[1]:
+        raise ValueError(
+            f"n_row_features must be from 1 to {codebook.shape[1]}, got {n_row_features}"
+        )
+    return Prepared(codebook, screen, bounds, n_row_features)
 
 
 def widened(book):
@@ -214,7 +236,8 @@ def widened(book):
     """
     if book.scale == 1 or book.dtype == np.float64:
         return book
-    return prepare(book.codebook.astype(np.float64) / book.scale)
+    wide = book.codebook.astype(np.float64) / book.scale
+    return prepare(wide, n_row_features=book.n_row_features)
 
 
 def assign(X, codebook, *, rows=None, codes=None, others=None, n_threads=None):
@@ -249,7 +272,7 @@ def assign(X, codebook, *, rows=None, codes=None, others=None, n_threads=None):
     for each codeword and row of it).
     """
     book = prepare(codebook)
-    source = _Source(X, book.codebook.shape[1], rows)
+    source = book.source(X, rows)
     codes = _room_for_codes(codes, (source.n,), book.n_codewords)
     threads = thread_count(n_threads, source.n * book.codebook.size)
     plain = _Plain(source, book, codes, others, threads)
@@ -294,7 +317,7 @@ def assign_screened(
     book = prepare(codebook)
     if book.scale != 1:
         raise ValueError("codebook must not need scaling to be screened: use assign")
-    source = _Source(X, book.codebook.shape[1], rows)
+    source = book.source(X, rows)
     codes = _room_for_codes(codes, (source.n,), book.n_codewords)
     threads = thread_count(n_threads, source.n * book.codebook.size // 16)
     _Screened(source, book, screen, short_rows, guesses, codes, distances, threads).run(0, source.n)
@@ -420,7 +443,7 @@ def assign_two(X, codebook, *, rows=None, n_threads=None):
     book = prepare(codebook)
     if book.n_codewords < 2:
         raise ValueError("assign_two needs at least two codewords")
-    source = _Source(X, book.codebook.shape[1], rows)
+    source = book.source(X, rows)
     codes = np.empty((source.n, 2), np.int32)
     nearest = np.empty((source.n, 2), book.dtype)
     work = book.codebook.size
@@ -454,7 +477,7 @@ def distances(X, codebook, codes, *, rows=None, out=None, n_threads=None):
         their squares would leave the range of float32.
     """
     book = prepare(codebook)
-    source = _Source(X, book.codebook.shape[1], rows)
+    source = book.source(X, rows)
     codes = _codes(codes, source.n, np.zeros(book.n_codewords, np.int64))
     out = _room_for_squares(out, source.n, book)
     squares = out if book.scale == 1 else np.empty(source.n, book.dtype)
@@ -475,7 +498,7 @@ def distances(X, codebook, codes, *, rows=None, out=None, n_threads=None):
 def pairwise(X, codebook, *, n_threads=None):
     """Squared distance of every row to every codeword, (n, k), from the differences."""
     book = prepare(codebook)
-    source = _Source(X, book.codebook.shape[1])
+    source = book.source(X)
     out = np.empty((source.n, book.n_codewords), book.dtype)
     work = book.codebook.size
     threads = thread_count(n_threads, source.n * work)
@@ -1618,6 +1641,114 @@ def _check_ranges(codes, sizes):
 _CHANGED = "Input X changed while it was read"
 
 
+# ---- entropy coding ------------------------------------------------------------------------
+
+
+def symbol_counts(symbols, n_symbols):
+    """How often each symbol occurs.
+
+    Parameters
+    ----------
+    symbols : ndarray of uint8, uint16 or uint32, shape (n,), of any stride
+    n_symbols : int
+
+    Returns
+    -------
+    ndarray of int64, shape (n_symbols,)
+    """
+    counts = np.zeros(n_symbols, np.int64)
+    for start, stop in _calls(len(symbols), 1, most=_CALL_SYMBOLS):
+        column = _symbols(symbols[start:stop])
+        if load("rans").histogram(column, stop - start, counts):
+            raise ValueError(f"symbols must be below {n_symbols}, got {symbols.max()}")
+    return counts
+
+
+def rans_encode(symbols, frequencies, *, block, n_threads=None):
+    """Entropy code symbols (rANS): see _kernels/rans.pyx.
+
+    Parameters
+    ----------
+    symbols : ndarray of uint8, uint16 or uint32, shape (n,), of any stride
+    frequencies : ndarray of int64, shape (k,)
+        Of each symbol; their sum is a power of two, up to 2**28.
+    block : int
+        Symbols that are coded together; each block costs 64 bytes beside its symbols.
+    n_threads : int, optional
+
+    Returns
+    -------
+    words : ndarray of uint32
+        The blocks one after the other: log2(sum / frequency) bits a symbol.
+    lengths : ndarray of int64, shape (n_blocks,)
+        Words of each block.
+    """
+    bits = _slot_bits(frequencies)
+    slots = np.stack([np.cumsum(frequencies) - frequencies, frequencies], axis=1).astype(np.uint32)
+    room = load("rans").block_words(min(block, len(symbols)), bits)
+    threads = thread_count(n_threads, 8 * len(symbols))
+    pieces, lengths = [], []
+    for start, stop in _block_calls(len(symbols), block):
+        words = np.empty((-(-(stop - start) // block), room), np.uint32)
+        used = np.empty(len(words), np.int64)
+        column = _symbols(symbols[start:stop])
+        if load("rans").encode(column, stop - start, block, slots, bits, words, used, threads):
+            raise ValueError("symbols must have a frequency, got one that has none")
+        pieces += [row[room - length :] for row, length in zip(words, used, strict=True)]
+        pieces[-len(words) :] = [np.concatenate(pieces[-len(words) :])]  # frees what is not used
+        lengths.append(used)
+    empty = np.empty(0, np.uint32), np.empty(0, np.int64)
+    return np.concatenate([empty[0], *pieces]), np.concatenate([empty[1], *lengths])
+
+
+def rans_decode(words, lengths, frequencies, symbols, *, block, n_threads=None):
+    """The symbols that :func:`rans_encode` made these words of.
+
+    Parameters
+    ----------
+    words : ndarray of uint32
+    lengths : ndarray of int64, shape (n_blocks,)
+    frequencies : ndarray of int64, shape (k,)
+    symbols : ndarray of uint8, uint16 or uint32, shape (n,), of any stride
+        Where to write them.
+    block, n_threads
+        As for :func:`rans_encode`.
+
+    Returns
+    -------
+    symbols
+
+    Raises
+    ------
+    ValueError
+        For words that are not such: nothing beyond `words` and `symbols` is touched.
+    """
+    bits = _slot_bits(frequencies)
+    present = np.flatnonzero(frequencies)
+    if present[-1] > np.iinfo(symbols.dtype).max:
+        raise ValueError(f"symbols of {symbols.dtype} cannot hold {present[-1]}")
+    firsts = np.concatenate([[0], np.cumsum(frequencies[present])]).astype(np.uint64)
+    entries = firsts << np.uint64(32)
+    entries[:-1] |= present.astype(np.uint64)
+    n_buckets = max(_LEAST_BUCKETS, _BUCKETS_PER_SYMBOL * len(present))
+    shift = max(0, bits - (n_buckets - 1).bit_length())
+    slots = np.arange(0, 1 << bits, 1 << shift, dtype=np.uint64)
+    buckets = (np.searchsorted(firsts, slots, "right") - 1).astype(np.uint32)
+    ends = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    n_blocks = -(-len(symbols) // block)
+    if len(lengths) != n_blocks or (n_blocks and lengths.min() < 0) or ends[-1] != len(words):
+        raise ValueError("words and lengths do not belong together")
+    threads = thread_count(n_threads, 8 * len(symbols))
+    for start, stop in _block_calls(len(symbols), block):
+        part = ends[start // block : -(-stop // block) + 1]
+        column = _symbols(symbols[start:stop])
+        if load("rans").decode(
+            words, part, entries, buckets, shift, bits, column, stop - start, block, threads
+        ):
+            raise ValueError("words are damaged: they do not decode to symbols")
+    return symbols
+
+
 # ---- search -------------------------------------------------------------------------------
 
 
@@ -1860,7 +1991,7 @@ _LOOKUP_WORK = 8  # multiply-adds that a look-up is counted as, for threads and 
 class _Source:
     """Rows as the kernels take them: an address, strides, and maybe a list of positions."""
 
-    def __init__(self, X, n_features, rows=None, first_feature=0):
+    def __init__(self, X, n_features, rows=None, first_feature=0, n_padded=None):
         if X.ndim != 2 or X.shape[1] != n_features:
             raise ValueError(f"X must have shape (n, {n_features}), got {X.shape}")
         if X.dtype not in KINDS:
@@ -1876,12 +2007,16 @@ class _Source:
             self.n, index = len(rows), rows.ctypes.data
             if self.n and not (rows.min() >= 0 and rows.max() < len(X)):
                 raise ValueError(f"rows must lie between 0 and {len(X) - 1}")
-        self.fields = (X.ctypes.data, *X.strides, n_features, KINDS[X.dtype], index)
+        self.n_padded = n_features if n_padded is None else n_padded
+        self.fields = (
+            X.ctypes.data, *X.strides, self.n_padded, self.n_padded - n_features, KINDS[X.dtype],
+            index,
+        )  # fmt: skip
 
     def taken(self, positions):
         """The rows at these positions."""
         rows = positions if self.rows is None else self.rows[positions]
-        return _Source(self.X, self.X.shape[1], rows)
+        return _Source(self.X, self.X.shape[1], rows, n_padded=self.n_padded)
 
     def check(self, bad, precision):
         """Raise if a kernel met a value that it could not take; `precision`: dtype or Prepared."""
@@ -1961,7 +2096,7 @@ def _settle(source, start, book, codes, doubtful, threads):
     if len(doubtful):
         rest = source.taken(doubtful + start)
         settled = np.empty(rest.n, codes.dtype)
-        workspace = _workspace("assign", source.X.shape[1], book.dtype, threads)
+        workspace = _workspace("assign", source.n_padded, book.dtype, threads)
         for first, last in _calls(rest.n, book.codebook.size):
             _direct(rest, first, last, book, settled[first:last], workspace, threads)
         codes[doubtful] = settled
@@ -1975,10 +2110,35 @@ def _two(source, book, start, stop, codes, nearest, threads):
     )  # fmt: skip
 
 
-def _calls(n, work, multiple=1):
+def _calls(n, work, multiple=1, most=_CALL_ROWS):
     """Slices of n rows, each of `work` multiply-adds, that one call may take."""
-    step = min(max(1024, _CALL_WORK // max(work, 1) // multiple * multiple), _CALL_ROWS)
+    step = min(max(1024, _CALL_WORK // max(work, 1) // multiple * multiple), most)
     return [(start, min(start + step, n)) for start in range(0, n, step)]
+
+
+def _block_calls(n, block):
+    """Slices of n symbols, whole blocks but for the last, that one call may take."""
+    step = max(1, _CALL_SYMBOLS // block) * block
+    return [(start, min(start + step, n)) for start in range(0, n, step)]
+
+
+def _symbols(symbols):
+    """Symbols as the kernels take them: address, stride and size."""
+    if symbols.ndim != 1 or symbols.dtype not in _CODE_DTYPES[:3]:
+        raise ValueError(
+            f"symbols must be a 1-D array of uint8, uint16 or uint32, got shape {symbols.shape} "
+            f"of {symbols.dtype}"
+        )
+    return symbols.ctypes.data, symbols.strides[0], symbols.itemsize
+
+
+def _slot_bits(frequencies):
+    """The power of two that these frequencies add up to."""
+    total = int(frequencies.sum())
+    bits = total.bit_length() - 1
+    if frequencies.min() < 0 or total != 1 << bits or bits > 28:
+        raise ValueError(f"frequencies must add up to a power of two up to 2**28, got {total}")
+    return bits
 
 
 def thread_count(n_threads, work=math.inf):

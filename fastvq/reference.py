@@ -32,6 +32,8 @@ __all__ = [
     "pack_codes",
     "pack_short",
     "pairwise",
+    "rans_decode",
+    "rans_encode",
     "rotate",
     "row_norms",
     "seed_gains",
@@ -39,6 +41,7 @@ __all__ = [
     "stage_values",
     "subspace_tables",
     "sums",
+    "symbol_counts",
     "unpack_codes",
 ]
 
@@ -54,6 +57,7 @@ def compute_dtype(X, codebook=None):
 def pairwise(X, codebook):
     """Squared distance of every row to every codeword, (n, k)."""
     X, codebook = np.asarray(X), np.asarray(codebook)
+    X = np.pad(X, ((0, 0), (0, codebook.shape[1] - X.shape[1])))  # see kernels.prepare
     out = np.empty((len(X), len(codebook)), compute_dtype(X, codebook))
     codebook = codebook.astype(np.float64)
     step = max(1, _BLOCK // max(1, codebook.size))
@@ -118,6 +122,7 @@ def rotate(X, matrix, *, span=None, out=None):
 def distances(X, codebook, codes, *, rows=None, out=None):
     """Squared distance of each row to the codeword that its code names, (m,)."""
     X = _take(X, rows)
+    X = np.pad(X, ((0, 0), (0, codebook.shape[1] - X.shape[1])))
     difference = X.astype(np.float64) - codebook[codes].astype(np.float64)
     result = np.einsum("nd,nd->n", difference, difference)
     if out is None:
@@ -390,3 +395,51 @@ def _weights(X, sample_weight):
     if sample_weight is None:
         return np.ones(len(X))
     return np.asarray(sample_weight, dtype=np.float64)
+
+
+def symbol_counts(symbols, n_symbols):
+    """How often each symbol occurs, (n_symbols,) int64."""
+    return np.bincount(symbols, minlength=n_symbols).astype(np.int64)
+
+
+_STATES = 8
+_LOWEST = 1 << 31
+
+
+def rans_encode(symbols, frequencies, *, block):
+    """Words (uint32) of the blocks of symbols, and how many each block has: rANS, eight states."""
+    bits = int(frequencies.sum()).bit_length() - 1
+    first = [int(each) for each in np.cumsum(frequencies) - frequencies]
+    words, lengths = [], []
+    for start in range(0, len(symbols), block):
+        states, backwards = [_LOWEST] * _STATES, []
+        part = [int(symbol) for symbol in symbols[start : start + block]]
+        for i in reversed(range(len(part))):
+            symbol, x, frequency = part[i], states[i % _STATES], int(frequencies[part[i]])
+            if x >= frequency << (63 - bits):
+                backwards.append(x % 2**32)
+                x >>= 32
+            states[i % _STATES] = (x // frequency << bits) + first[symbol] + x % frequency
+        for x in reversed(states):
+            backwards += [x >> 32, x % 2**32]
+        words += reversed(backwards)
+        lengths.append(len(backwards))
+    return np.array(words, np.uint32), np.array(lengths, np.int64)
+
+
+def rans_decode(words, lengths, frequencies, symbols, *, block):
+    """The symbols that `rans_encode` made these words of, written into `symbols`."""
+    bits = int(frequencies.sum()).bit_length() - 1
+    ends = np.cumsum(frequencies)
+    stream = iter(int(word) for word in words)
+    for start in range(0, len(symbols), block):
+        states = [next(stream) | next(stream) << 32 for _ in range(_STATES)]
+        for i in range(min(block, len(symbols) - start)):
+            x = states[i % _STATES]
+            slot = x % (1 << bits)
+            symbol = int(np.searchsorted(ends, slot, "right"))
+            frequency = int(frequencies[symbol])
+            x = frequency * (x >> bits) + slot - int(ends[symbol]) + frequency
+            states[i % _STATES] = x if x >= _LOWEST else x << 32 | next(stream)
+            symbols[start + i] = symbol
+    return symbols

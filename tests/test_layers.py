@@ -32,8 +32,9 @@ FLOORS = {
     "_screen": {"_kernels", "_panels"},
     "_config": {"fastvq", "_kernels", "_threads"},
     "kernels": {"_kernels", "_optimal", "_panels", "_screen", "_threads", "_validation"},
+    "entropy": {"_validation", "kernels"},
 }
-BASE = {"_validation", "_threads", "_kernels", "_progress", "kernels", "container"}
+BASE = {"_validation", "_threads", "_kernels", "_progress", "kernels", "container", "entropy"}
 FLOORS["vq"] = BASE | {"_screen"}
 FLOORS["runtime"] = BASE - {"_progress"}
 FLOORS["compress"] = BASE | {"vq", "runtime"}
@@ -51,7 +52,7 @@ OUTSIDE = {
     "_progress": {"tqdm"},
     "images": {"numpy", "PIL"},
     "metrics": {"numpy", "scipy", "sklearn"},
-    "vq": {"numpy", "scipy", "sklearn", "threadpoolctl"},  # the last one by way of sklearn
+    "vq": {"numpy", "scipy", "sklearn", "threadpoolctl", "matplotlib"},  # by sklearn; to plot
     "compress": ...,
     "neural": ...,
     "distributed": ...,

@@ -19,6 +19,7 @@ cdef struct Rows:
     Py_ssize_t row_stride  # bytes
     Py_ssize_t feature_stride  # bytes
     Py_ssize_t n_features
+    Py_ssize_t n_missing  # the last features, not in memory: they are 0
     int kind  # place of the dtype in kernels.KINDS
     const Py_ssize_t *index  # positions -> rows, or NULL: position i is row i
 
@@ -26,12 +27,13 @@ cdef struct Rows:
 cdef inline Rows rows_of(tuple source):
     """The struct of what `kernels.source` made of an array (whose owner stays alive there)."""
     cdef Rows rows
-    cdef size_t data = source[0], index = source[5]
+    cdef size_t data = source[0], index = source[6]
     rows.data = <const char *> data
     rows.row_stride = source[1]
     rows.feature_stride = source[2]
     rows.n_features = source[3]
-    rows.kind = source[4]
+    rows.n_missing = source[4]
+    rows.kind = source[5]
     rows.index = <const Py_ssize_t *> index
     return rows
 
@@ -74,7 +76,7 @@ cdef inline void copy_as(
     sample _, const Rows *rows, Py_ssize_t start, Py_ssize_t count,
     Py_ssize_t padded, real *target, Py_ssize_t row_step, Py_ssize_t feature_step,
 ) noexcept nogil:
-    cdef Py_ssize_t r, f, d = rows.n_features, stride = rows.feature_stride
+    cdef Py_ssize_t r, f, d = rows.n_features - rows.n_missing, stride = rows.feature_stride
     cdef const char *source
     if rows.index == NULL and -stride < rows.row_stride < stride:
         # Fortran order: neighbours in memory are rows of one feature.
@@ -99,8 +101,11 @@ cdef inline void copy_as(
             for f in range(d):
                 target[r * row_step + f * feature_step] = value_of(
                     (<const sample *> (source + f * stride))[0], <real> 0)
+    for r in range(count):
+        for f in range(d, rows.n_features):
+            target[r * row_step + f * feature_step] = 0
     for r in range(count, padded):
-        for f in range(d):
+        for f in range(rows.n_features):
             target[r * row_step + f * feature_step] = \
                 target[(count - 1) * row_step + f * feature_step]
 
@@ -111,8 +116,9 @@ cdef extern from "pack.h" nogil:
 
 
 cdef inline bint lies_plain(const Rows *rows, real like) noexcept nogil:
-    """Whether rows can be read in place: of the type wanted, features side by side, aligned."""
+    """Whether rows can be read in place: of the type wanted, complete, side by side, aligned."""
     return (rows.kind == (0 if sizeof(real) == 4 else 1) and rows.index == NULL
+            and rows.n_missing == 0
             and rows.feature_stride == sizeof(real)
             and (<size_t> rows.data | <size_t> rows.row_stride) % sizeof(real) == 0)
 

@@ -3,6 +3,7 @@
 from fastvq.vq._saving import load
 from fastvq.vq.additive import AdditiveQuantizer
 from fastvq.vq.binary import BinaryQuantizer
+from fastvq.vq.budget import fit_to_budget, plot_curve
 from fastvq.vq.product import ProductQuantizer
 from fastvq.vq.residual import ResidualQuantizer
 from fastvq.vq.scalar import ScalarQuantizer
@@ -15,5 +16,7 @@ __all__ = [
     "ResidualQuantizer",
     "ScalarQuantizer",
     "VectorQuantizer",
+    "fit_to_budget",
     "load",
+    "plot_curve",
 ]

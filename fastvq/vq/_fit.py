@@ -19,6 +19,7 @@ import numpy as np
 from fastvq import kernels
 from fastvq._validation import allocate
 from fastvq.vq._plans import PlainAssigner, choose
+from fastvq.vq._probes import ProbingAssigner
 from fastvq.vq._rows import spans
 from fastvq.vq._seeding import draw_by_potential, seed
 
@@ -50,6 +51,7 @@ class Settings(NamedTuple):
     batch_size: int
     max_iter: int
     tol: float
+    recall: float | None = None  # of assignment by probing, where that is wanted
 
     @property
     def most_iterations(self):
@@ -105,8 +107,11 @@ def _run(rows, settings, rng, watch):
     if settings.algorithm == "minibatch":
         return _minibatch(rows, n_codewords, init, rng, watch, settings.batch_size, **limits)
     codebook = seed(rows, n_codewords, init, rng)
-    plain = settings.algorithm == "lloyd"
-    assigner = PlainAssigner(rows) if plain else choose(rows, codebook)
+    if settings.recall is not None:
+        assigner = ProbingAssigner(rows, settings.recall)
+    else:
+        plain = settings.algorithm == "lloyd"
+        assigner = PlainAssigner(rows) if plain else choose(rows, codebook)
     return _lloyd(rows, codebook, assigner, watch, **limits)
 
 

@@ -36,7 +36,8 @@ def choose(rows, codebook):
     work = len(rows) * codebook.size
     if not rows.plain:
         return PlainAssigner(rows)
-    if work >= _SCREEN_WORK and _screen.suits(codebook):
+    complete = codebook.shape[1] == rows.n_features
+    if work >= _SCREEN_WORK and complete and _screen.suits(codebook):
         directions = _screen.Directions(rows.take(_spread(len(rows), _screen.SAMPLE)))
         if directions.worth_trying and _screening_wins(rows, codebook, directions):
             return ScreenedAssigner(rows, directions)
@@ -55,7 +56,7 @@ class PlainAssigner:
 
     def step(self, codebook):
         """Codes (n,) int32 and squared distances (n,) of all rows; valid until the next step."""
-        book = kernels.prepare(codebook)
+        book = self._rows.prepare(codebook)
         self._rows.assign(book, self._codes)
         self._rows.distances(book, self._codes, self._distances)
         return self._codes, self._distances
@@ -77,7 +78,7 @@ class BoundedAssigner(PlainAssigner):
 
     def step(self, codebook):
         began = perf_counter()
-        book = kernels.prepare(codebook, bounds=True)
+        book = self._rows.prepare(codebook, bounds=True)
         doubtful = self._in_doubt(codebook, book)
         self._codebook = codebook
         if doubtful is None:
@@ -125,7 +126,7 @@ class BoundedAssigner(PlainAssigner):
         for span in _spans(len(rows)):
             lower[span] *= 1 - 2 * eps
             lower[span] -= moved[codes[span]]
-        margin = 1 + eps * (2 * rows.n_features + 32)
+        margin = 1 + eps * (2 * codebook.shape[1] + 32)
         glance = np.arange(0, len(rows), _GLANCE)
         near = rows.subset(glance).distances(book, codes[glance])
         if np.mean(~(np.sqrt(near) * margin < lower[glance])) > _MOSTLY:

@@ -192,6 +192,10 @@ class Rows:
         """Squared distances of these rows, in the input's scale."""
         return inertia
 
+    def admit_inertia(self, inertia):
+        """Squared distances in the input's scale, as these rows see them."""
+        return inertia
+
     def comparable(self, codebook):
         """The codebook as the kernels can compare all rows with it.
 
@@ -199,9 +203,13 @@ class Rows:
         fit may well start among the smallest of its rows. Beside rows of ordinary size, what is
         tiny in float64 is zero.
         """
-        book = kernels.widened(kernels.prepare(codebook))
+        book = kernels.widened(self.prepare(codebook))
         tiny = book.scale > 1
-        return kernels.prepare(np.zeros_like(book.codebook)) if tiny and self.ordinary else book
+        return self.prepare(np.zeros_like(book.codebook)) if tiny and self.ordinary else book
+
+    def prepare(self, codebook, **wishes):
+        """The codebook for the kernels; it may have more features than these rows."""
+        return kernels.prepare(codebook, n_row_features=self.n_features, **wishes)
 
     def assign(self, codebook, codes=None, others=None):
         """Nearest codeword of each row: (n,) int32, or the dtype of `codes`.
@@ -444,6 +452,9 @@ class ScaledRows(_ChangedRows):
 
     def release_inertia(self, inertia):
         return np.ldexp(inertia, 2 * self.exponent)
+
+    def admit_inertia(self, inertia):
+        return np.ldexp(inertia, -2 * self.exponent)
 
     def sums(self, codes, n_codewords):
         # By way of the weights, so that no product vanishes; 2**1000 is all that they can take.

@@ -9,6 +9,7 @@ The loops are in `_fit`, the first codewords in `_seeding`, the rows and their m
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,6 +39,8 @@ from fastvq.vq._base import (
     random_state_of,
 )
 from fastvq.vq._fit import Outcome, Settings, fit_rows, step
+from fastvq.vq._probes import Probes, group_codewords, probes_for
+from fastvq.vq._rate import at_a_price, fit_rates, lengths_of
 from fastvq.vq._rows import Rows, UnitRows, rows_of, sample_positions, sample_size
 from fastvq.vq._search import Parts
 from fastvq.vq._seeding import INITS
@@ -54,6 +57,7 @@ METRICS = {
     "euclidean": ("l2", "sqeuclidean"),
     "cosine": ("cos", "spherical", "angular"),
 }
+ASSIGNS = {"exact": (), "approximate": ("approx",)}
 OUTPUTS = {
     "codes": ("code", "labels"),
     "onehot": ("onehot-sparse",),
@@ -76,7 +80,7 @@ _FIRST_BATCH_ITERATIONS = 10
 class FitState(NamedTuple):
     """What a callback of `VectorQuantizer.fit` is given after each iteration."""
 
-    run: int  # from 0: which of the n_init runs
+    run: int  # from 0: which of the n_init runs; with a rate_weight one more follows them
     iteration: int  # from 0: updates of the codebook so far in this run
     inertia: float  # of `codebook` (an estimate of it while only samples or batches are seen)
     codebook: np.ndarray  # read-only; it is replaced, not written into, by the next iteration
@@ -122,6 +126,21 @@ class VectorQuantizer(BaseQuantizer):
         depend on it.
     verbose : int, default=0
         Whether `fit` shows progress.
+    rate_weight : float, default=0.0
+        Price of a bit in units of squared distance. Above 0 (entropy-constrained vector
+        quantization), rows are encoded with the codeword that minimises squared distance +
+        `rate_weight`·length, where a codeword that serves a share p of the rows has the length
+        −log2 p, which is what `fastvq.entropy` makes of its code. The fit goes on from the codebook
+        that it would end with otherwise. Codewords that are not worth their price vanish:
+        `codebook_` may hold fewer than `n_codewords`.
+    assign : {"exact", "approximate"}, default="exact"
+        "approximate" looks for the nearest codeword in a few groups of codewords only, in the fit
+        and after it: for codebooks of many thousands. The code of a row still depends on that row
+        and the codebook alone. Not together with a `rate_weight`, and with algorithm "auto" or
+        "lloyd" (which are then the same).
+    assign_recall : float, default=0.99
+        Share of the rows that are to get their nearest codeword when `assign` is "approximate";
+        the number of groups to look into is chosen for it on up to 2048 rows.
 
     Attributes
     ----------
@@ -140,6 +159,18 @@ class VectorQuantizer(BaseQuantizer):
         Updates of the codebook: iterations, or batches.
     code_size_ : int
         Bytes of one packed code.
+    code_lengths_ : ndarray of shape (n_codewords,)
+        Only with a `rate_weight`: bits that each code is taken to cost.
+    entropy_ : float
+        Only with a `rate_weight`: bits a row that the codes of the rows fitted on have on average.
+        `inertia_` and its history are then those of the cost, distances and bits.
+    groups_ : ndarray of int32 of shape (n_codewords,)
+        Only where `assign` is "approximate": the group of each codeword.
+    n_probes_ : int
+        Only then: groups that a row looks into.
+    assign_recall_ : float
+        Only then: share of rows of a sample, other than the one that `n_probes_` was chosen on,
+        that get their nearest codeword.
     n_features_in_ : int
     feature_names_in_ : ndarray of shape (n_features_in_,)
         Only where the rows came with names.
@@ -157,6 +188,8 @@ class VectorQuantizer(BaseQuantizer):
     S. P. Lloyd, "Least squares quantization in PCM", IEEE Trans. Inf. Theory 28 (1982).
     D. Arthur, S. Vassilvitskii, "k-means++: the advantages of careful seeding", SODA 2007.
     B. Bahmani et al., "Scalable k-means++", VLDB 2012.
+    P. A. Chou, T. Lookabaugh, R. M. Gray, "Entropy-constrained vector quantization", IEEE Trans.
+    ASSP 37 (1989).
     D. Sculley, "Web-scale k-means clustering", WWW 2010.
 
     Examples
@@ -192,6 +225,9 @@ class VectorQuantizer(BaseQuantizer):
         random_state: int | np.random.RandomState | np.random.Generator | None = None,
         n_threads: int | None = None,
         verbose: int = 0,
+        rate_weight: float = 0.0,
+        assign: str = "exact",
+        assign_recall: float = 0.99,
     ) -> None:
         self.n_codewords = n_codewords
         self.init = init
@@ -206,6 +242,9 @@ class VectorQuantizer(BaseQuantizer):
         self.random_state = random_state
         self.n_threads = n_threads
         self.verbose = verbose
+        self.rate_weight = rate_weight
+        self.assign = assign
+        self.assign_recall = assign_recall
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
@@ -358,6 +397,11 @@ class VectorQuantizer(BaseQuantizer):
         self : VectorQuantizer
         """
         with self._all_or_nothing():
+            if as_nonnegative(self.rate_weight, "rate_weight"):
+                raise ValueError(
+                    "partial_fit knows no lengths of codes: rate_weight must be 0, "
+                    f"got {self.rate_weight}"
+                )
             first = "codebook_" not in vars(self)
             rows = self._checked(X, reset=first)
             weight = as_weights(sample_weight, len(rows))
@@ -476,10 +520,19 @@ class VectorQuantizer(BaseQuantizer):
             if sample is not None and weight is not None:
                 weight = as_weights(weight[sample], len(sample))
             rows = self._rows(X, sample, weight, dtype, settings.init)
+            lengths, price = None, as_nonnegative(self.rate_weight, "rate_weight")
             with Progress("fit", settings.most_iterations, self.verbose) as progress:
                 watch = _watch(rows, dtype, callback, progress)
                 outcome = fit_rows(rows, settings, rng, watch)
-            self._keep(rows, outcome, dtype)
+                if price:
+                    outcome, lengths = fit_rates(
+                        rows, outcome, rows.admit_inertia(price), partial(watch, settings.n_init),
+                        max_iter=settings.max_iter, tol=settings.tol,
+                    )  # fmt: skip
+            self._keep(rows, outcome, dtype, lengths=lengths)
+            if settings.recall is not None:
+                codes = self._group(self._source(X, weight, sample), settings.recall)
+                return X, codes if sample is None else None
             if outcome.n_distinct is not None:
                 _warn_few(outcome.n_distinct, settings.n_codewords)
             codes = outcome.codes
@@ -508,7 +561,24 @@ class VectorQuantizer(BaseQuantizer):
             batch_size=as_count(batch_size, "batch_size"),
             max_iter=as_count(self.max_iter, "max_iter"),
             tol=as_nonnegative(self.tol, "tol"),
+            recall=self._recall(),
         )
+
+    def _recall(self):
+        """The recall that is asked for; None for exact codes."""
+        if as_word(self.assign, "assign", ASSIGNS) == "exact":
+            return None
+        if self.rate_weight:
+            raise ValueError("assign must be 'exact' with a rate_weight, got 'approximate'")
+        if as_word(self.algorithm, "algorithm", ALGORITHMS) not in ("auto", "lloyd"):
+            raise ValueError(
+                "algorithm must be 'auto' or 'lloyd' where assign is 'approximate', "
+                f"got {self.algorithm!r}"
+            )
+        recall = as_nonnegative(self.assign_recall, "assign_recall")
+        if not 0 < recall <= 1:
+            raise ValueError(f"assign_recall must be above 0 and at most 1, got {recall}")
+        return recall
 
     def _rows(self, X, sample, weight, dtype, codebook=None):
         return rows_of(
@@ -557,11 +627,12 @@ class VectorQuantizer(BaseQuantizer):
         outcome = Outcome(codebook, None, counts, [inertia], 1)
         self._keep(rows, outcome, dtype, self.inertia_history_, self.n_iter_)
 
-    def _keep(self, rows, outcome, dtype, history=(), n_iter=0):
+    def _keep(self, rows, outcome, dtype, history=(), n_iter=0, lengths=None):
         """Become what a fit ended with, after `n_iter` earlier updates."""
         latest = rows.release_inertia(np.array(outcome.history))
-        self._set_codebook(rows.release(outcome.codebook, dtype))
+        self._set_codebook(rows.release(outcome.codebook, dtype), lengths)
         self.counts_ = outcome.counts
+        self._set_entropy()
         self.inertia_ = float(latest[-1])
         self.inertia_history_ = np.concatenate([history, latest])
         self.n_iter_ = n_iter + outcome.n_iter
@@ -570,21 +641,42 @@ class VectorQuantizer(BaseQuantizer):
 
     def _measure(self, rows):
         """Take counts and inertia of the codebook as it is kept; the codes of these rows."""
-        codes = rows.assign(self._prepared())
+        codes = self._assign(rows)
         self.counts_ = rows.counts(codes, len(self.codebook_))
+        self._set_entropy()
         self.inertia_ = rows.inertia(rows.distances(self._prepared(), codes))
         self.inertia_history_[-1] = self.inertia_
         return codes
 
-    def _set_codebook(self, codebook):
+    def _set_codebook(self, codebook, lengths=None):
         codebook.flags.writeable = False
         self.codebook_ = codebook
-        self._compiled = _compile(codebook)
+        vars(self).pop("code_lengths_", None)
+        if lengths is not None:
+            self.code_lengths_ = lengths
+        if len(vars(self).get("groups_", codebook)) != len(codebook):
+            del self.groups_
+        self._compiled = self._compile()
+
+    def _group(self, rows, recall):
+        """Group the codewords and find how many groups to look into; the codes of the rows."""
+        self.groups_ = group_codewords(self.codebook_, n_threads=self.n_threads)
+        self.n_probes_ = len(self.codebook_)
+        self._compiled = self._compile()
+        probes = self._current().probes
+        self.n_probes_, self.assign_recall_ = probes_for(probes, rows, self.codebook_, recall)
+        return self._measure(rows)
+
+    def _set_entropy(self):
+        vars(self).pop("entropy_", None)
+        if "code_lengths_" in vars(self):
+            counts = self.counts_[self.counts_ > 0]
+            self.entropy_ = float(counts @ lengths_of(counts) / counts.sum())
 
     def __setstate__(self, state):
         super().__setstate__(state)
         if "codebook_" in vars(self):
-            self._set_codebook(self.codebook_)
+            self._set_codebook(self.codebook_, vars(self).get("code_lengths_"))
 
     # ---- how it encodes --------------------------------------------------------------------
 
@@ -606,11 +698,44 @@ class VectorQuantizer(BaseQuantizer):
         return as_word(self.output, "output", OUTPUTS)
 
     def _prepared(self):
-        """The codebook as kernels want it; made here only where a user has replaced it."""
+        """The codebook, prices included, as kernels want it to encode rows."""
+        return self._current().priced
+
+    def _current(self):
+        """What is made from the codebook; made here only where a user has replaced it."""
         compiled = vars(self).get("_compiled")
-        if compiled is None or compiled.codebook is not self.codebook_:
-            compiled = _compile(self.codebook_)
-        return compiled.prepared
+        if compiled is None or not compiled.made_of(self.codebook_, *self._rates(), self.assign):
+            compiled = self._compile()
+        return compiled
+
+    def _compile(self):
+        codebook, lengths, price = self.codebook_, *self._rates()
+        plain = kernels.widened(kernels.prepare(codebook, screen=True))
+        priced = plain
+        if price:
+            if len(lengths) != len(codebook):
+                raise ValueError(
+                    f"code_lengths_ must have the length of codebook_, {len(codebook)}, "
+                    f"got {len(lengths)}"
+                )
+            prices = at_a_price(codebook, price * lengths)
+            priced = kernels.widened(
+                kernels.prepare(prices, screen=True, n_row_features=codebook.shape[1])
+            )
+        probes, groups = None, vars(self).get("groups_")
+        if groups is not None and as_word(self.assign, "assign", ASSIGNS) == "approximate":
+            if len(groups) != len(codebook):
+                raise ValueError(
+                    f"groups_ must have the length of codebook_, {len(codebook)}, got {len(groups)}"
+                )
+            probes = Probes(codebook, groups, self.n_threads)
+        return _Compiled(codebook, lengths, price, self.assign, plain, priced, probes)
+
+    def _rates(self):
+        """The lengths of the codes and the price of a bit; None and 0 where they do not count."""
+        lengths = vars(self).get("code_lengths_")
+        price = as_nonnegative(self.rate_weight, "rate_weight") if lengths is not None else 0.0
+        return lengths, price
 
     def _memory(self, n_rows, n_features, itemsize):
         k, threads = as_count(self.n_codewords, "n_codewords"), _threads.effective(self.n_threads)
@@ -632,18 +757,24 @@ class VectorQuantizer(BaseQuantizer):
         return kind(X, sample, weight, dtype=self.codebook_.dtype, n_threads=self.n_threads)
 
     def _encode(self, X, codes):
-        self._source(X).assign(self._prepared(), codes[:, 0])
+        self._assign(self._source(X), codes[:, 0])
 
     def _predict(self, X):
-        return self._source(X).assign(self._prepared())
+        return self._assign(self._source(X))
+
+    def _assign(self, rows, codes=None):
+        probes = self._current().probes
+        if probes is not None:
+            return probes.assign(rows, self.n_probes_, codes)
+        return rows.assign(self._prepared(), codes)
 
     def _squared_error(self, X, weight):
-        codebook, errors = self._prepared(), []
+        errors, codebook = [], self._current()
 
         def add(span):
             rows = self._source(X[span], None if weight is None else weight[span])
-            codes = rows.assign(codebook)
-            errors.append(rows.inertia(rows.distances(codebook, codes)))
+            codes = self._assign(rows)
+            errors.append(rows.inertia(rows.distances(codebook.plain, codes)))
 
         self._by_blocks(X, _BLOCK_ROWS, add)
         return sum(errors)
@@ -691,27 +822,33 @@ class VectorQuantizer(BaseQuantizer):
         np.take(self.codebook_, self._predict(X), axis=0, out=out, mode="clip")
 
     def _fill_distances(self, X, out):
-        codebook = self._prepared()
-        if codebook.scale != 1:  # squares of such values would overflow or vanish
-            X = X.astype(np.float64) * codebook.scale
+        codebook = self._current().plain
+        scale = codebook.scale
+        if scale != 1:  # squares of such values would overflow or vanish
+            X = X.astype(np.float64) * scale
             codebook = kernels.prepare(codebook.codebook)
         for span, rows in self._source(X).pieces():
             squared = kernels.pairwise(rows, codebook, n_threads=self.n_threads)
             if self._metric() == "cosine":
                 out[span] = squared / 2  # |x − c|² = 2 − 2 cos for unit vectors
             else:
-                out[span] = np.sqrt(squared, out=squared) / self._prepared().scale
+                out[span] = np.sqrt(squared, out=squared) / scale
 
 
 class _Compiled(NamedTuple):
     """What is made from a codebook once, for this CPU."""
 
     codebook: np.ndarray  # the array that it was made from
-    prepared: kernels.Prepared
+    lengths: np.ndarray | None  # and this one
+    price: float  # of a bit
+    assign: str  # the parameter
+    plain: kernels.Prepared  # the codebook
+    priced: kernels.Prepared  # the same where codes cost nothing
+    probes: Probes | None  # where codes are approximate
 
-
-def _compile(codebook):
-    return _Compiled(codebook, kernels.widened(kernels.prepare(codebook, screen=True)))
+    def made_of(self, codebook, lengths, price, assign):
+        same = self.codebook is codebook and self.lengths is lengths
+        return same and (self.price, self.assign) == (price, assign)
 
 
 def _code_size(codebook):

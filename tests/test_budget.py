@@ -1,0 +1,108 @@
+"""fit_to_budget: what it finds meets the budget, and what it measured is told."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from fastvq import (
+    ProductQuantizer,
+    ScalarQuantizer,
+    VectorQuantizer,
+    fit_to_budget,
+    load,
+    plot_curve,
+)
+
+
+def correlated(n=6000, d=16, seed=0):
+    rng = np.random.RandomState(seed)
+    turn = np.linalg.qr(np.random.RandomState(9).standard_normal((d, d)))[0]
+    return ((rng.standard_normal((n, d)) * 0.7 ** np.arange(d)) @ turn).astype(np.float32)
+
+
+FEW = [
+    ScalarQuantizer(2),
+    ScalarQuantizer(4),
+    ProductQuantizer(4, max_iter=5),
+    ProductQuantizer(4, rotation="opq", max_iter=5),
+    VectorQuantizer(64, max_iter=5),
+]
+
+
+def test_the_best_for_bytes():
+    X, Y = correlated(), correlated(seed=1)
+    best = fit_to_budget(X, bytes_per_vector=4, candidates=FEW, random_state=0)
+    assert best.code_size_ <= 4
+    others = [each.fit(X) for each in FEW if each.__class__ is not ScalarQuantizer]
+    assert best.distortion(Y) <= 1.02 * min(each.distortion(Y) for each in others)
+    assert best.rotation == "opq"
+
+
+def test_the_smallest_for_a_distortion():
+    X = correlated()
+    target = VectorQuantizer(64, max_iter=5, random_state=0).fit(X).distortion(X) * 1.3
+    best = fit_to_budget(X, distortion=target, candidates=FEW, random_state=0)
+    assert best.code_size_ == 1
+    best = fit_to_budget(X, distortion=target / 20, candidates=FEW, random_state=0)
+    assert best.code_size_ > 1 and best.distortion(correlated(seed=1)) <= target / 20 * 1.05
+
+
+def test_the_default_candidates():
+    best = fit_to_budget(correlated(2500, 8), bytes_per_vector=4, random_state=0)
+    kinds = set(best.curve_["kind"])
+    assert kinds == {f"{kind}Quantizer" for kind in ("Scalar", "Product", "Residual", "Additive")}
+    assert best.code_size_ <= 4
+
+
+def test_the_curve_and_files(tmp_path):
+    X = correlated()
+    best = fit_to_budget(X, bytes_per_vector=8, candidates=FEW, random_state=0)
+    curve = best.curve_
+    n = len(curve["kind"])
+    assert {len(values) for values in curve.values()} == {n}
+    assert n > len(FEW)  # the better half twice
+    assert curve["rows"][:5] == [4096] * 5 and curve["rows"][-1] == 4500
+    assert min(curve["seconds"]) > 0
+    again = fit_to_budget(X, bytes_per_vector=8, candidates=FEW, random_state=0, n_threads=2)
+    assert again.curve_["distortion"] == curve["distortion"]
+    assert np.array_equal(again.transform(X), best.transform(X))
+    best.save(tmp_path / "best")
+    assert load(tmp_path / "best").curve_ == curve
+
+
+def test_candidates_are_left_alone():
+    candidate = ScalarQuantizer(4)
+    fit_to_budget(correlated(500), bytes_per_vector=8, candidates=[candidate])
+    assert not hasattr(candidate, "code_size_")
+
+
+def test_a_budget_that_cannot_be_met():
+    X = correlated(500)
+    with pytest.raises(ValueError, match="smallest candidate takes 8"):
+        fit_to_budget(X, bytes_per_vector=2, candidates=[ScalarQuantizer(4)])
+    with pytest.raises(ValueError, match="the best candidate reaches"):
+        fit_to_budget(X, distortion=1e-9, candidates=[ScalarQuantizer(4)])
+    with pytest.raises(ValueError, match="no candidates"):
+        fit_to_budget(X, bytes_per_vector=0.5)
+
+
+@pytest.mark.parametrize("targets", [{}, {"bytes_per_vector": 1, "distortion": 1.0}])
+def test_exactly_one_target(targets):
+    with pytest.raises(ValueError, match="exactly one"):
+        fit_to_budget(correlated(100), **targets)
+
+
+def test_plot():
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("Agg")
+    best = fit_to_budget(correlated(1000), bytes_per_vector=8, candidates=FEW[:2])
+    axes = plot_curve(best)
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["ScalarQuantizer"]
+    assert plot_curve(best, axes) is axes
+
+
+def test_plot_without_matplotlib(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ImportError, match=r"pip install"):
+        plot_curve(VectorQuantizer(2))
