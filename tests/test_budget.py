@@ -4,6 +4,7 @@ import sys
 
 import numpy as np
 import pytest
+from sklearn.base import clone
 
 from fastvq import (
     ProductQuantizer,
@@ -34,8 +35,14 @@ def test_the_best_for_bytes():
     X, Y = correlated(), correlated(seed=1)
     best = fit_to_budget(X, bytes_per_vector=4, candidates=FEW, random_state=0)
     assert best.code_size_ <= 4
-    others = [each.fit(X) for each in FEW if each.__class__ is not ScalarQuantizer]
-    assert best.distortion(Y) <= 1.02 * min(each.distortion(Y) for each in others)
+
+    def usual(candidate):
+        seeds = range(3)
+        fits = [clone(candidate).set_params(random_state=seed).fit(X) for seed in seeds]
+        return np.mean([each.distortion(Y) for each in fits])
+
+    others = [usual(each) for each in FEW if not isinstance(each, ScalarQuantizer)]
+    assert best.distortion(Y) <= 1.02 * min(others)
     assert best.rotation == "opq"
 
 
