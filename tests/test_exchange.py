@@ -8,7 +8,7 @@ from sklearn.cluster import KMeans
 from sklearn.exceptions import NotFittedError
 
 import fastvq
-from fastvq import VectorQuantizer
+from fastvq import ProductQuantizer, ScalarQuantizer, VectorQuantizer
 
 X = np.random.RandomState(0).randn(500, 12).astype(np.float32)
 
@@ -87,6 +87,148 @@ class TestVectorQuantizer:
             fastvq.to_faiss(VectorQuantizer())
         with pytest.raises(TypeError, match="nothing in faiss like a KMeans"):
             fastvq.to_faiss(KMeans())
+
+
+class TestProductQuantizer:
+    @pytest.mark.parametrize("rotation", [None, "random", "opq"])
+    @pytest.mark.parametrize("bits", [1, 3, 4, 6, 8, 9])
+    def test_packed_codes_are_the_bytes_of_faiss(self, faiss, rotation, bits):
+        pq = ProductQuantizer(3, bits, rotation=rotation, max_iter=3, random_state=0)
+        codes = pq.fit(np.concatenate([X, X + 1])).transform(X)
+        index = fastvq.to_faiss(pq)
+        assert index.is_trained and index.ntotal == 0 and index.d == 12
+        theirs = index.sa_encode(X)
+        same = pq.unpack(theirs) == codes
+        if rotation is None:
+            np.testing.assert_array_equal(theirs, pq.pack(codes), strict=True)
+        else:  # a BLAS rotates there: rows between two codewords may fall to the other side
+            assert same.mean() > 0.999
+            rows = same.all(axis=1)
+            np.testing.assert_array_equal(theirs[rows], pq.pack(codes)[rows])
+        decoded = index.sa_decode(pq.pack(codes))
+        np.testing.assert_allclose(decoded, pq.inverse_transform(codes), rtol=1e-5, atol=1e-5)
+        index.add(X)
+        assert index.ntotal == len(X)
+
+    @pytest.mark.parametrize("rotation", [None, "opq"])
+    def test_there_and_back(self, faiss, rotation):
+        pq = ProductQuantizer(4, 4, rotation=rotation, max_iter=3, random_state=0).fit(X)
+        again = fastvq.from_faiss(fastvq.to_faiss(pq))
+        assert (again.n_subspaces, again.n_bits, again.rotation) == (4, 4, rotation)
+        np.testing.assert_array_equal(again.codebooks_, pq.codebooks_, strict=True)
+        np.testing.assert_array_equal(again.transform(X), pq.transform(X), strict=True)
+        assert again.distortion(X) == pq.distortion(X)
+
+    def test_what_faiss_has_trained(self, faiss, tmp_path):
+        product = faiss.ProductQuantizer(12, 3, 5)
+        product.cp.min_points_per_centroid = 1
+        with pytest.raises(ValueError, match="not trained"):
+            fastvq.from_faiss(product)
+        product.train(X)
+        pq = fastvq.from_faiss(product)
+        np.testing.assert_array_equal(pq.pack(pq.transform(X)), product.compute_codes(X))
+        pq.save(tmp_path / "pq")
+        assert fastvq.load(tmp_path / "pq").distortion(X) == pq.distortion(X)
+        index = faiss.index_factory(12, "OPQ3,PQ3x4")
+        with pytest.raises(ValueError, match="not trained"):
+            fastvq.from_faiss(index)
+        index.train(X)
+        pq = fastvq.from_faiss(index)
+        codes = pq.unpack(index.sa_encode(X))
+        assert (codes == pq.transform(X)).mean() > 0.999
+        np.testing.assert_allclose(
+            pq.inverse_transform(codes), index.sa_decode(index.sa_encode(X)), atol=1e-5
+        )
+
+    def test_what_cannot_go(self, faiss):
+        with pytest.raises(NotFittedError):
+            fastvq.to_faiss(ProductQuantizer())
+        for pq in (ProductQuantizer(5, 2), ProductQuantizer(2, (2, 3))):
+            with pytest.raises(ValueError, match="differ in features or bits"):
+                fastvq.to_faiss(pq.fit(X))
+        with pytest.raises(ValueError, match="feature_weight"):
+            fastvq.to_faiss(ProductQuantizer(2, 2, feature_weight=np.arange(1, 13)).fit(X))
+
+    def test_what_cannot_come(self, faiss):
+        for description in ("OPQ3,Flat", "PCA6,PQ3x4", "OPQ3,PCAR12,PQ3x4"):
+            index = faiss.index_factory(12, description)
+            with pytest.raises(TypeError, match="nothing in fastvq like|no rotation in fastvq"):
+                fastvq.from_faiss(index)
+        with pytest.raises(ValueError, match="orthogonal"):
+            linear = faiss.LinearTransform(12, 12, False)
+            faiss.copy_array_to_vector(np.ones(144, np.float32), linear.A)
+            linear.is_trained = True
+            product = fastvq.to_faiss(ProductQuantizer(3, 2).fit(X))
+            fastvq.from_faiss(faiss.IndexPreTransform(linear, product))
+
+
+class TestScalarQuantizer:
+    @pytest.mark.parametrize("granularity", ["feature", "tensor", "group"])
+    @pytest.mark.parametrize("bits", [4, 6, 8])
+    def test_packed_codes_are_the_bytes_of_faiss(self, faiss, granularity, bits):
+        groups = {"group_size": 5} if granularity == "group" else {}
+        sq = ScalarQuantizer(bits, granularity=granularity, **groups).fit(X)
+        index, codes = fastvq.to_faiss(sq), sq.transform(2 * X)  # some beyond the range
+        assert index.is_trained and index.code_size == sq.code_size_
+        theirs = sq.unpack(index.sa_encode(2 * X)).astype(int)
+        assert (theirs == codes).mean() > 0.999 and abs(theirs - codes).max() <= 1
+        decoded = sq.inverse_transform(codes)
+        np.testing.assert_allclose(index.sa_decode(sq.pack(codes)), decoded, atol=1e-5)
+        # Levels themselves are in no doubt.
+        np.testing.assert_array_equal(index.sa_encode(decoded), sq.pack(codes), strict=True)
+
+    @pytest.mark.parametrize("granularity", ["feature", "tensor"])
+    def test_there_and_back(self, faiss, granularity):
+        sq = ScalarQuantizer(8, granularity=granularity).fit(X)
+        again = fastvq.from_faiss(fastvq.to_faiss(sq))
+        assert again.granularity == granularity and again.n_bits_ == 8
+        np.testing.assert_allclose(again.scale_, sq.scale_, rtol=1e-6)
+        np.testing.assert_allclose(again.range_, sq.range_, rtol=1e-6)
+        codes = sq.transform(X)
+        np.testing.assert_array_equal(again.transform(sq.inverse_transform(codes)), codes)
+
+    @pytest.mark.parametrize("kind", ["8bit", "6bit", "4bit", "8bit_uniform", "4bit_uniform"])
+    def test_what_faiss_has_trained(self, faiss, tmp_path, kind):
+        index = faiss.IndexScalarQuantizer(12, getattr(faiss.ScalarQuantizer, f"QT_{kind}"))
+        with pytest.raises(ValueError, match="not trained"):
+            fastvq.from_faiss(index)
+        index.train(X)
+        for trained in (index, index.sq):
+            sq = fastvq.from_faiss(trained)
+            theirs = index.sa_encode(X)
+            codes = sq.unpack(theirs)
+            assert (codes == sq.transform(X)).mean() > 0.999
+            np.testing.assert_allclose(
+                sq.inverse_transform(codes), index.sa_decode(theirs), atol=1e-5
+            )
+        sq.save(tmp_path / "sq")
+        np.testing.assert_array_equal(fastvq.load(tmp_path / "sq").transform(X), sq.transform(X))
+
+    def test_a_feature_of_one_value(self, faiss):
+        rows = X.copy()
+        rows[:, 3] = 7
+        sq = ScalarQuantizer(8).fit(rows)
+        index = fastvq.to_faiss(sq)
+        rows[:9, 3] = [-5, 6, 6.9, 7.4, 7.6, 8, 100, 1e6, 7]
+        np.testing.assert_array_equal(sq.transform(rows)[:, 3], 0)
+        np.testing.assert_array_equal(index.sa_encode(rows)[:, 3], 0)
+        np.testing.assert_array_equal(index.sa_decode(index.sa_encode(rows))[:, 3], 7)
+        again = fastvq.from_faiss(index)
+        np.testing.assert_array_equal(again.inverse_transform(again.transform(rows))[:, 3], 7)
+
+    def test_what_cannot_go_or_come(self, faiss):
+        with pytest.raises(NotFittedError):
+            fastvq.to_faiss(ScalarQuantizer())
+        for sq, why in (
+            (ScalarQuantizer(8, symmetric=True), "symmetric"),
+            (ScalarQuantizer(4, scheme="quantile"), "evenly spaced"),
+            (ScalarQuantizer(5), "4, 6 and 8 bits, not of 5"),
+        ):
+            with pytest.raises(ValueError, match=why):
+                fastvq.to_faiss(sq.fit(X))
+        half = faiss.IndexScalarQuantizer(12, faiss.ScalarQuantizer.QT_fp16)
+        with pytest.raises(TypeError, match="nothing in fastvq like"):
+            fastvq.from_faiss(half)
 
 
 @pytest.mark.parametrize("call", [fastvq.from_faiss, fastvq.to_faiss])

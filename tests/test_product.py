@@ -1,6 +1,7 @@
 """ProductQuantizer: what it fits, encodes and decodes; its promises; what it refuses."""
 
 import pickle
+import tracemalloc
 import warnings
 
 import numpy as np
@@ -132,6 +133,63 @@ def test_important_features_are_kept_better(rows):
         assert errors[1][:4].sum() < 0.8 * errors[0][:4].sum()
         assert weighted.inertia_ == pytest.approx(errors[1] @ weight * len(rows), rel=1e-4)
         assert errors[1] @ weight < errors[0] @ weight
+
+
+@rotations
+def test_from_codebooks(rotation, rows):
+    pq = fitted(rows, rotation)
+    made = ProductQuantizer.from_codebooks(pq.codebooks_, getattr(pq, "rotation_", None))
+    assert made.n_subspaces == 4 and made.n_bits == 5 and made.code_size_ == pq.code_size_
+    assert made.rotation == (rotation and "opq")
+    assert made.transform(rows).tobytes() == pq.transform(rows).tobytes()
+    assert made.distortion(rows) == pq.distortion(rows)
+    assert not np.shares_memory(made.codebooks_[0], pq.codebooks_[0])
+    assert pickle.loads(pickle.dumps(made)).distortion(rows) == pq.distortion(rows)
+    assert made.fit(rows).inertia_ > 0
+    mixed = ProductQuantizer.from_codebooks([rows[:4, :2], rows[:8, 2:].astype(np.float64)])
+    assert mixed.n_bits == [2, 3] and mixed.codebooks_[0].dtype == np.float64
+    assert mixed.transform(rows).shape == (len(rows), 2)
+
+
+def test_codebooks_that_cannot_be(rows):
+    for codebooks, why in (
+        ([], "got none"),
+        ([rows[:4], rows[:3]], "2, 4, 8"),
+        ([rows[:1]], "n_bits"),
+        ([rows[:4] * np.nan], "NaN"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            ProductQuantizer.from_codebooks(codebooks)
+    with pytest.raises(ValueError, match="orthogonal"):
+        ProductQuantizer.from_codebooks([rows[:4]], np.ones((22, 22)))
+    with pytest.raises(ValueError, match="shape"):
+        ProductQuantizer.from_codebooks([rows[:4]], np.eye(21))
+    with pytest.raises(TypeError, match="feature_weight"):
+        ProductQuantizer.from_codebooks([rows[:4]], feature_weight=np.ones(22))
+
+
+@pytest.mark.parametrize(
+    ("n", "d", "dtype", "parameters"),
+    [
+        (60_000, 32, "float32", {}),
+        (60_000, 32, "float64", {"rotation": "random"}),
+        (60_000, 30, "float32", {"n_subspaces": 3, "n_bits": 10}),
+        (30_000, 128, "uint8", {"n_subspaces": 16, "n_bits": 6, "rotation": "opq"}),
+        (3_000, 200, "float64", {"n_subspaces": 4, "rotation": "opq"}),
+        (100_000, 16, "float32", {"n_bits": 4, "max_samples": 0.1}),
+        (60_000, 32, "float32", {"feature_weight": np.ones(32)}),
+    ],
+)
+def test_memory_estimate(n, d, dtype, parameters):
+    X = (np.random.RandomState(0).rand(n, d) * 200).astype(dtype)
+    pq = ProductQuantizer(max_iter=2, random_state=0, n_threads=2).set_params(**parameters)
+    estimate = pq.memory_estimate(n, d, dtype)
+    for call, most in ((pq.fit, estimate.fit), (pq.transform, estimate.transform)):
+        tracemalloc.start()
+        call(X)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak <= most <= 2 * peak + 6 * 2**20
 
 
 @rotations

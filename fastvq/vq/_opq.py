@@ -21,7 +21,7 @@ from fastvq import kernels
 from fastvq.vq._base import code_dtype
 from fastvq.vq._rows import ordered_sum, spans
 
-__all__ = ["Frame", "opq", "random_rotation"]
+__all__ = ["Frame", "opq", "random_rotation", "start_bytes"]
 
 # Lloyd iterations for the codebooks to begin with.
 _FIRST_ITERATIONS = 4
@@ -179,6 +179,12 @@ def _parametric_start(fit, scale):
     sizes = [subspace.features.stop - subspace.features.start for subspace in fit.subspaces]
     variances, directions = np.linalg.eigh(_covariance(fit, scale))
     return directions[:, _balanced(variances, sizes)]
+
+
+def start_bytes(n_rows, n_features):
+    """Memory that the start takes: rows as they were given, the covariance and eigenvectors."""
+    sample = min(n_rows, max(_COVARIANCE_ROWS, _COVARIANCE_ROWS_PER_FEATURE * n_features))
+    return 8 * n_features * (sample + 4 * n_features) + 24 * n_rows
 
 
 def _balanced(variances, sizes):

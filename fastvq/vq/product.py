@@ -14,7 +14,7 @@ import threading
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -30,10 +30,10 @@ from fastvq._validation import (
     as_weights,
     as_word,
 )
-from fastvq.vq._base import BaseQuantizer, codebook_dtype, random_state_of
+from fastvq.vq._base import BaseQuantizer, code_dtype, codebook_dtype, random_state_of
 from fastvq.vq._fit import Settings, fit_rows
-from fastvq.vq._opq import Frame, opq, random_rotation
-from fastvq.vq._rows import rows_of, sample_positions
+from fastvq.vq._opq import Frame, opq, random_rotation, start_bytes
+from fastvq.vq._rows import rows_of, sample_positions, sample_size
 from fastvq.vq._search import Parts
 from fastvq.vq._seeding import INITS
 
@@ -44,6 +44,10 @@ ROTATIONS = {
     "random": ("random orthogonal",),
 }
 _MOST_BITS = 16
+# For `memory_estimate`: amply what a thread packs and a block of rotated rows; rows of a call.
+_SCRATCH_BYTES, _CALL_ROWS = 1 << 21, 1 << 20
+# How far products of columns of a rotation that was given may be from 0 and 1.
+_ORTHOGONAL = 1e-3
 
 # Greedy k-means++, even on a sample of 16 rows a codeword, takes as long as the 25 iterations that
 # follow (65536×128 in 16 subspaces, Zen 3), for an error 0.06 % lower.
@@ -170,6 +174,66 @@ class ProductQuantizer(BaseQuantizer):
         self.random_state = random_state
         self.n_threads = n_threads
         self.verbose = verbose
+
+    @classmethod
+    def from_codebooks(
+        cls,
+        codebooks: Sequence[ArrayLike],
+        rotation: ArrayLike | None = None,
+        **parameters: Any,
+    ) -> "ProductQuantizer":
+        """A quantizer with these codewords, made elsewhere: nothing is fitted.
+
+        Parameters
+        ----------
+        codebooks : sequence of array-like of shape (2**n_bits, n_subspace_features)
+            One for each subspace, in the form of `codebooks_`.
+        rotation : array-like of shape (n_features, n_features), optional
+            What rows are multiplied by before they are split: orthogonal, as `rotation_`. The
+            parameter `rotation` becomes "opq".
+        **parameters
+            Any other of the class's but `n_subspaces`, `n_bits` and `feature_weight`.
+
+        Returns
+        -------
+        quantizer : ProductQuantizer
+            Of float64 where a codebook is, else float32; `counts_` are zero, and no inertia is
+            known.
+
+        Examples
+        --------
+        >>> pq = ProductQuantizer.from_codebooks([[[0.0], [1.0]], [[5.0, 5.0], [7.0, 7.0]]])
+        >>> pq.transform([[0.9, 5.5, 5.2], [0.3, 6.5, 6.9]])
+        array([[1, 0],
+               [0, 1]], dtype=uint8)
+        """
+        if "feature_weight" in parameters:
+            raise TypeError("feature_weight is not to be given: codebooks would have to be scaled")
+        rows = [as_rows(codebook, f"codebooks[{m}]") for m, codebook in enumerate(codebooks)]
+        if not rows:
+            raise ValueError("codebooks must be one for each subspace, got none")
+        dtype = np.result_type(*map(codebook_dtype, rows))
+        codewords = [as_codebook(each, *each.shape, dtype, "codebooks") for each in rows]
+        bits = [(len(each) - 1).bit_length() for each in codewords]
+        if any(len(each) != 2**width for each, width in zip(codewords, bits, strict=True)):
+            sizes = ", ".join(str(len(each)) for each in codewords)
+            raise ValueError(f"codebooks must have 2, 4, 8, ... 65536 codewords, got {sizes}")
+        n_features = sum(each.shape[1] for each in codewords)
+        quantizer = cls(
+            len(codewords),
+            bits[0] if len(set(bits)) == 1 else bits,
+            rotation=None if rotation is None else "opq",
+            **parameters,
+        )
+        _bits(bits, len(bits))  # 1 to 16
+        if rotation is not None:
+            quantizer.rotation_ = _orthogonal(rotation, n_features, dtype)
+        quantizer.n_features_in_ = n_features
+        quantizer.counts_ = _together([np.zeros(len(each)) for each in codewords])
+        quantizer.inertia_history_, quantizer.n_iter_ = np.empty(0), 0
+        quantizer.code_size_ = -(-sum(bits) // 8)
+        quantizer._set_codebooks(_together(codewords))
+        return quantizer
 
     # ---- fitting ---------------------------------------------------------------------------
 
@@ -361,6 +425,27 @@ class ProductQuantizer(BaseQuantizer):
             kernels.decode_subspaces(codes[span], books, out=block, n_threads=self.n_threads)
             frame.back(block, out[span], self.n_threads)
 
+    def _memory(self, n_rows, n_features, itemsize):
+        subspaces = self._subspaces_of(n_features, np.dtype(f"f{itemsize}"))
+        threads, M = _threads.effective(self.n_threads), len(subspaces)
+        widths = [features.stop - features.start for features, _ in subspaces]
+        sizes = [settings.n_codewords for _, settings in subspaces]
+        codebooks = sum(k * d for k, d in zip(sizes, widths, strict=True)) * itemsize
+        code = code_dtype([(k - 1).bit_length() for k in sizes]).itemsize
+        shared = 3 * codebooks + threads * _SCRATCH_BYTES
+        if self._rotation() is not None:
+            shared += 5 * 8 * n_features**2
+        sample = sample_size(self.max_samples, n_rows)
+        # A subspace at work: its features; codes, distances and bounds; codewords and their sums.
+        each = sample * (max(widths) * itemsize + (32 if itemsize == 4 else 40))
+        fit = min(threads, M) * (each + 12 * max(sizes) * max(widths) * itemsize)
+        if self._rotation() == "opq":
+            turn = sample * (M * code + M + 8) + 16 * n_features * sum(sizes)
+            fit = max(fit, turn, start_bytes(sample, n_features))
+        if sample < n_rows:
+            fit += 8 * n_rows + sample * n_features * itemsize
+        return fit + shared, n_rows * M * code + min(n_rows, _CALL_ROWS) * M + shared
+
 
 class _Compiled(NamedTuple):
     """What is made from codebooks and rotation once, for this CPU."""
@@ -445,6 +530,21 @@ def _bits(n_bits, n_subspaces):
     if max(widths) > _MOST_BITS:
         raise ValueError(f"n_bits must be from 1 to {_MOST_BITS}, got {max(widths)}")
     return widths
+
+
+def _orthogonal(matrix, n_features, dtype):
+    """A given rotation, checked."""
+    matrix = as_rows(matrix, "rotation").astype(dtype)
+    if matrix.shape != (n_features, n_features):
+        raise ValueError(
+            f"rotation must have shape (n_features, n_features) = ({n_features}, {n_features}), "
+            f"got {matrix.shape}"
+        )
+    off = np.abs(matrix.T.astype(np.float64) @ matrix - np.eye(n_features)).max()
+    if not off < _ORTHOGONAL:
+        raise ValueError(f"rotation must be orthogonal, but its columns are not, by {off:.3g}")
+    matrix.flags.writeable = False
+    return matrix
 
 
 def _feature_scale(feature_weight, n_features, dtype):

@@ -169,6 +169,16 @@ class ScalarQuantizer(BaseQuantizer):
         self.percentile = percentile
         self.n_threads = n_threads
 
+    @classmethod
+    def _of_steps(cls, scale, zero_point, ends, n_features, n_bits, granularity):
+        """The quantizer with these `scale_`, `zero_point_` and `range_`; nothing is fitted."""
+        quantizer = cls(n_bits, granularity=granularity)
+        quantizer.n_features_in_ = n_features
+        quantizer.scale_, quantizer.zero_point_ = _read_only(scale), _read_only(zero_point)
+        quantizer.range_ = _read_only(ends)
+        quantizer._keep_sizes(quantizer._settings(n_features))
+        return quantizer
+
     def fit(
         self, X: ArrayLike, y: object = None, sample_weight: ArrayLike | None = None
     ) -> "ScalarQuantizer":
