@@ -197,7 +197,10 @@ class TestScalarQuantizer:
             sq = fastvq.from_faiss(trained)
             theirs = index.sa_encode(X)
             codes = sq.unpack(theirs)
-            assert (codes == sq.transform(X)).mean() > 0.999
+            # faiss puts the largest value right between its last two levels.
+            largest = X.max() if kind.endswith("uniform") else X.max(axis=0)
+            same = (codes == sq.transform(X)) | (largest == X)
+            assert same.mean() > 0.999
             np.testing.assert_allclose(
                 sq.inverse_transform(codes), index.sa_decode(theirs), atol=1e-5
             )
