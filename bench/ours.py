@@ -101,14 +101,7 @@ def product_quantizer(codebooks: np.ndarray, n_threads: int):
     """A ProductQuantizer with the codebooks given."""
     from fastvq import ProductQuantizer
 
-    n_subspaces, n_codewords, _ = codebooks.shape
-    rows = np.concatenate(list(codebooks), axis=1)
-    n_bits = n_codewords.bit_length() - 1
-    model = ProductQuantizer(n_subspaces, n_bits, init=codebooks, max_iter=1, n_threads=n_threads)
-    model.fit(rows)
-    if not np.array_equal(model.codebooks_, codebooks):
-        raise RuntimeError("a fit on its own codewords changed them")
-    return model
+    return ProductQuantizer.from_codebooks(codebooks, n_threads=n_threads)
 
 
 def product_error(X, n_subspaces, n_bits, rotation, seed, n_threads) -> tuple[float, float]:

@@ -49,8 +49,9 @@ _SCRATCH_BYTES, _CALL_ROWS = 1 << 21, 1 << 20
 # How far products of columns of a rotation that was given may be from 0 and 1.
 _ORTHOGONAL = 1e-3
 
-# Greedy k-means++, even on a sample of 16 rows a codeword, takes as long as the 25 iterations that
-# follow (65536×128 in 16 subspaces, Zen 3), for an error 0.06 % lower.
+# Rows drawn at random end, after 25 iterations, where faiss's fits do (0.00 and 0.05 % above, means
+# of 5 seeds, 65536×128 with a power-law spectrum and 65536×64 blobs). Greedy k-means++ on 16 rows a
+# codeword ends 0.05 and 0.2 % lower and doubles the time of the fit (Zen 3, one thread).
 _AUTO_INIT = "random"
 
 
