@@ -64,7 +64,7 @@ def test_weighted_sums(dtype):
             assert_same_bits(again, result, f"{n, d, k}, {threads} threads")
 
 
-@pytest.mark.parametrize("d", [1, 3, 8, 19])
+@pytest.mark.parametrize("d", [1, 3, 4, 8, 19])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_weighted_sums_to_the_last_bit(dtype, d):
     """In row order, fused where the level has that: the same on all levels that do."""

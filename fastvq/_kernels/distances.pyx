@@ -78,12 +78,21 @@ cdef int task(
         bad |= not within_range(block, count * d)
         for r in range(first - origin, first - origin + count):
             if codes != NULL:
-                out[r] = squared_distance(block, codebook + codes[r] * d, d)
+                out[r] = to_codeword(block, codebook + codes[r] * d, d)
             else:
                 for c in range(k):
                     out[r * k + c] = squared_distance(block, codebook + c * d, d)
             block += d
     return bad
+
+
+cdef inline real to_codeword(const real *row, const real *codeword, Py_ssize_t d) noexcept nogil:
+    """Of few features by loops whose length the compiler knows."""
+    if d == 4:
+        return squared_distance(row, codeword, 4)
+    if d == 8:
+        return squared_distance(row, codeword, 8)
+    return squared_distance(row, codeword, d)
 
 
 def norms(

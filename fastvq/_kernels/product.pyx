@@ -7,6 +7,7 @@ subspaces are the work of assign.pyx.
 
 from cython.parallel cimport prange, threadid
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from libc.string cimport memcpy
 
 from fastvq._kernels.rows cimport Rows, pack_block, real, rows_of, within_range
 
@@ -146,14 +147,15 @@ cdef int decode_task(
 
 
 cdef inline void copy_codeword(const real *codeword, Py_ssize_t size, real *out) noexcept nogil:
-    """A call of memcpy takes longer than the usual few features."""
+    """Of the usual few features in a register or two: with a size that the compiler knows memcpy is
+    no call, and no loop that must expect `out` to change the codeword."""
     cdef Py_ssize_t f
     if size == 8:
-        for f in range(8):
-            out[f] = codeword[f]
+        memcpy(out, codeword, 8 * sizeof(real))
     elif size == 4:
-        for f in range(4):
-            out[f] = codeword[f]
+        memcpy(out, codeword, 4 * sizeof(real))
+    elif size == 16:
+        memcpy(out, codeword, 16 * sizeof(real))
     else:
         for f in range(size):
             out[f] = codeword[f]

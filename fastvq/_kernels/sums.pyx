@@ -67,12 +67,21 @@ cdef void add_owned(
 
 
 cdef inline void add_row(const real *row, double w, Py_ssize_t d, double *total) noexcept nogil:
+    """For few features a loop of unknown length costs more than its sums."""
+    if d == 3:  # pixels
+        add_features(row, w, 3, total)
+    elif d == 4:
+        add_features(row, w, 4, total)
+    elif d == 8:
+        add_features(row, w, 8, total)
+    else:
+        add_features(row, w, d, total)
+
+
+cdef inline void add_features(
+    const real *row, double w, Py_ssize_t d, double *total,
+) noexcept nogil:
     cdef Py_ssize_t f
-    if d == 3:  # pixels: a loop of unknown length costs more than three sums
-        total[0] += w * row[0]
-        total[1] += w * row[1]
-        total[2] += w * row[2]
-        return
     for f in range(d):
         total[f] += w * row[f]
 
