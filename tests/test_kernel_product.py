@@ -187,6 +187,24 @@ def test_decoding(sizes, counts, precision):
         )
 
 
+@bits
+@pytest.mark.parametrize("sizes", [[8, 8], [12, 4], [7, 9]])
+def test_decoding_of_more_than_caches_hold(sizes, precision):
+    """From 32 MB on it is written past them, where it lies at multiples of 16 bytes."""
+    _, codebooks = make_case(sizes, [16, 16], precision=precision)
+    n = (1 << 25) // (16 * np.dtype(precision).itemsize) + 1
+    codes = np.random.RandomState(0).randint(16, size=(n, 2)).astype(np.uint8)
+    expected = reference.decode_subspaces(codes, codebooks)
+    memory = np.empty(16 * n + 1, precision)
+    for out, n_threads in ((memory[:-1], 1), (memory[:-1], 2), (memory[1:], 2)):
+        out[:] = np.nan
+        kernels.decode_subspaces(codes, codebooks, out=out.reshape(n, 16), n_threads=n_threads)
+        np.testing.assert_array_equal(out.reshape(n, 16), expected)
+    codes[n // 2, 1] = 16
+    with pytest.raises(ValueError, match="codes must name"):
+        kernels.decode_subspaces(codes, codebooks)
+
+
 @pytest.mark.parametrize("dtype", ["uint8", "int8", "int64", "uint64"])
 def test_decoding_refuses_what_is_no_code(dtype):
     _, codebooks = make_case([4, 5], [16, 9])

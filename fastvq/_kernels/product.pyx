@@ -23,6 +23,10 @@ cdef extern from "tile.h" nogil:
     void f32_wide_products(const float *, const float *, Py_ssize_t, Py_ssize_t, float *)
     void f64_wide_products(const double *, const double *, Py_ssize_t, Py_ssize_t, double *)
 
+cdef extern from "stream.h" nogil:
+    void stream_copy(void *, const void *, Py_ssize_t)
+    void stream_end()
+
 ctypedef fused code_type:
     uint8_t
     uint16_t
@@ -31,6 +35,7 @@ ctypedef fused code_type:
 cdef enum:
     ROTATE_BLOCKS = 8  # blocks in a unit of work that a thread takes
     DECODE_ROWS = 1024  # rows in one
+    STREAM_BYTES = 33554432  # from so many on, decoded rows are written past the caches
     ALIGN = 16
 
 
@@ -117,18 +122,23 @@ def decode(
     """Codewords side by side; 0, or 1 where a code names none (its row is not to be used)."""
     cdef Py_ssize_t n = codes.shape[0], M = codes.shape[1], d = out.shape[1], t
     cdef Py_ssize_t n_tasks = (n + DECODE_ROWS - 1) // DECODE_ROWS
+    cdef Py_ssize_t m
     cdef int bad = 0
+    cdef bint stream = (n * d * <Py_ssize_t> sizeof(real) >= STREAM_BYTES
+                        and <size_t> &out[0, 0] % 16 == 0)
+    for m in range(M):
+        stream = stream and places[m, 1] * sizeof(real) % 16 == 0
     with nogil:
         for t in prange(n_tasks, schedule="static", num_threads=n_threads):
             bad |= decode_task(
                 &codes[t * DECODE_ROWS, 0], min(<Py_ssize_t> DECODE_ROWS, n - t * DECODE_ROWS), M,
-                &places[0, 0], &codebooks[0], d, &out[t * DECODE_ROWS, 0])
+                &places[0, 0], &codebooks[0], d, &out[t * DECODE_ROWS, 0], stream)
     return bad
 
 
 cdef int decode_task(
     const code_type *codes, Py_ssize_t count, Py_ssize_t M, const Py_ssize_t *places,
-    const size_t *codebooks, Py_ssize_t d, real *out,
+    const size_t *codebooks, Py_ssize_t d, real *out, bint stream,
 ) noexcept nogil:
     cdef Py_ssize_t r, m, size
     cdef const real *codebook
@@ -141,9 +151,21 @@ cdef int decode_task(
             code = <Py_ssize_t> codes[r * M + m]
             if code >= k:
                 bad, code = 1, 0
-            copy_codeword(codebook + code * size, size, out)
+            if stream:
+                stream_codeword(codebook + code * size, size, out)
+            else:
+                copy_codeword(codebook + code * size, size, out)
             out += size
+    if stream:
+        stream_end()
     return bad
+
+
+cdef inline void stream_codeword(const real *codeword, Py_ssize_t size, real *out) noexcept nogil:
+    if size == 8:
+        stream_copy(out, codeword, 8 * sizeof(real))
+    else:
+        stream_copy(out, codeword, size * sizeof(real))
 
 
 cdef inline void copy_codeword(const real *codeword, Py_ssize_t size, real *out) noexcept nogil:
