@@ -207,7 +207,9 @@ def test_fit_passes_every_option_on(folder, monkeypatch):
         == 0
     )
     np.testing.assert_array_equal(seen.pop("init"), np.load("C.npy"))
-    expected = dict(n_codewords=7, algorithm="lloyd", max_iter=3, tol=0.5, max_samples=400)
+    expected = VectorQuantizer().get_params()
+    expected |= dict(n_codewords=7, algorithm="lloyd", max_iter=3, tol=0.5, max_samples=400)
+    del expected["init"]
     expected |= dict(metric="euclidean", random_state=5, n_threads=1, verbose=1)
     expected |= dict(n_init=3, output="codes", batch_size=None)
     assert seen == expected
