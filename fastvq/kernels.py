@@ -1550,7 +1550,7 @@ def decode_sums(codes, codebooks, *, out=None, n_threads=None):
     ----------
     codes : ndarray of integers, shape (n, m)
         Codes of the first m codebooks, in range.
-    codebooks : list of (k_m, d) arrays of one dtype
+    codebooks : (M, k, d) array, or list of (k_m, d) arrays of one dtype
     out : C-contiguous ndarray of the codebooks' dtype, shape (n, d), optional
     n_threads : int, optional
     """
@@ -1571,7 +1571,8 @@ def distances_to_sums(X, codebooks, codes, *, rows=None, scale=1.0, n_threads=No
     Parameters
     ----------
     X : ndarray of shape (n, d)
-    codebooks : list of (k_m, d) arrays of one dtype, which is the precision of the arithmetic
+    codebooks : (M, k, d) array, or list of (k_m, d) arrays of one dtype, which is the precision of
+        the arithmetic
     codes : ndarray of int32, shape (n, m)
     rows : ndarray of intp, shape (n,), optional
         Row of each code; by default those of place i belong to row i.
@@ -1585,7 +1586,8 @@ def distances_to_sums(X, codebooks, codes, *, rows=None, scale=1.0, n_threads=No
         In units of ``scale`` squared.
     """
     flat, first = _joined(codebooks)
-    flat *= flat.dtype.type(scale)
+    if scale != 1:
+        flat = flat * flat.dtype.type(scale)
     source = _Source(X, flat.shape[1], rows)
     codes = np.ascontiguousarray(codes, np.int32)
     _check_ranges(codes, [len(book) for book in codebooks])
@@ -1615,7 +1617,10 @@ def _unaries(source, stages, out, threads, scale, shift, lead):
 
 
 def _joined(codebooks):
-    """All codewords, one codebook after the other, and where each begins."""
+    """All codewords, one codebook after the other, and where each begins; read only."""
+    if isinstance(codebooks, np.ndarray):  # they lie so already: no copy for every few rows
+        n_codebooks, k, d = codebooks.shape
+        return codebooks.reshape(-1, d), np.arange(n_codebooks, dtype=np.intp) * k
     size = [len(book) for book in codebooks]
     return np.concatenate(codebooks), np.cumsum([0, *size[:-1]], dtype=np.intp)
 

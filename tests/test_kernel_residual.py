@@ -1,5 +1,7 @@
 """Beam search and decoding of sums: the twin, ties, both ways, bits that depend on a row alone."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from oracles import (
@@ -202,3 +204,22 @@ def test_bad_input():
         kernels.decode_sums(np.array([[16, 0]]), stages.codebooks)
     with pytest.raises(ValueError, match="same dtype"):
         kernels.Stages([np.ones((2, 3)), np.ones((2, 4))])
+
+
+def test_codebooks_in_one_array_are_read_where_they_lie():
+    rng = np.random.RandomState(0)
+    books = rng.standard_normal((6, 256, 128)).astype(np.float32)
+    books.flags.writeable = False
+    X = rng.standard_normal((9, 128)).astype(np.float32)
+    codes = rng.randint(0, 256, (9, 4)).astype(np.int32)
+    tracemalloc.start()
+    decoded = kernels.decode_sums(codes, books[:4])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < books[0].nbytes
+    np.testing.assert_array_equal(decoded, kernels.decode_sums(codes, list(books[:4])))
+    for scale in (1.0, 0.5):
+        np.testing.assert_array_equal(
+            kernels.distances_to_sums(X, books[:4], codes, scale=scale),
+            kernels.distances_to_sums(X, list(books[:4]), codes, scale=scale),
+        )

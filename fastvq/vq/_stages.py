@@ -341,7 +341,7 @@ class SumMixin:
 
     def _decode(self, codes, out):
         n_stages = codes.shape[1]
-        kernels.decode_sums(codes, self._codebooks[:n_stages], out=out, n_threads=self.n_threads)
+        kernels.decode_sums(codes, self.codebooks_[:n_stages], out=out, n_threads=self.n_threads)
 
     def _squared_error(self, X, weight):
         stages, errors = self._stages(), []
