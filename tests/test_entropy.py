@@ -111,7 +111,7 @@ def test_columns_have_their_own_frequencies():
 
 @pytest.mark.parametrize("order", ["C", "F", "strided"])
 def test_bytes_do_not_depend_on_threads_or_memory(order, monkeypatch):
-    monkeypatch.setattr("fastvq.kernels._THREAD_WORK", 1)
+    monkeypatch.setattr("fastvq.kernels._call.THREAD_WORK", 1)
     monkeypatch.setattr(entropy, "_BLOCK_BITS", 1 << 10)
     codes = skewed(30_000, 100, 0.1).astype(np.uint16).reshape(-1, 3)
     given_codes = {

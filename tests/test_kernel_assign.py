@@ -35,14 +35,14 @@ kinds = pytest.mark.parametrize("dtype", ROW_DTYPES)
 @pytest.fixture
 def threads_at_once(monkeypatch):
     """As many threads as a test asks for, however little there is to do; else one."""
-    monkeypatch.setattr(kernels, "_THREAD_WORK", 1)
+    monkeypatch.setattr(kernels._call, "THREAD_WORK", 1)
     monkeypatch.setattr(_threads, "_setting", 1)
 
 
 @pytest.fixture
 def expanded(monkeypatch):
     """Expanded values wherever there are two codewords, even if they leave every row in doubt."""
-    monkeypatch.setattr(kernels, "EXPAND_FEATURES", 1)
+    monkeypatch.setattr(kernels._codebook, "EXPAND_FEATURES", 1)
     monkeypatch.setattr(kernels.Prepared, "_separation", lambda self, unscaled: np.inf)
 
 
@@ -326,8 +326,8 @@ def test_calls_and_threads_do_not_show(d, precision, threads_at_once, monkeypatc
     expected = kernels.assign(X, codebook, n_threads=1)
     expected_two = kernels.assign_two(X, codebook, n_threads=1)
     assert_nearest(expected, X, codebook)
-    for call_work in (kernels._CALL_WORK, 1):  # one call, and as many as can be
-        monkeypatch.setattr(kernels, "_CALL_WORK", call_work)
+    for call_work in (kernels._call.CALL_WORK, 1):  # one call, and as many as can be
+        monkeypatch.setattr(kernels._call, "CALL_WORK", call_work)
         for threads in THREADS:
             assert_same_bits(kernels.assign(X, codebook, n_threads=threads), expected)
             assert_same_bits(kernels.assign_two(X, codebook, n_threads=threads), expected_two)
@@ -547,7 +547,7 @@ def test_values_that_cannot_be_compared(d, k, precision, dtype, value, what):
 
 
 def test_values_that_cannot_be_compared_in_a_later_call(monkeypatch):
-    monkeypatch.setattr(kernels, "_CALL_WORK", 1)
+    monkeypatch.setattr(kernels._call, "CALL_WORK", 1)
     X, codebook = random_case(1, 3000, 8, 5)
     X[2500, 3] = np.nan
     with pytest.raises(ValueError, match="row 2500, feature 3"):

@@ -27,7 +27,7 @@ kinds = pytest.mark.parametrize("dtype", ROW_DTYPES)
 @pytest.fixture
 def threads_at_once(monkeypatch):
     """As many threads as a test asks for, however little there is to do; else one."""
-    monkeypatch.setattr(kernels, "_THREAD_WORK", 1)
+    monkeypatch.setattr(kernels._call, "THREAD_WORK", 1)
     monkeypatch.setattr(_threads, "_setting", 1)
 
 
@@ -157,8 +157,8 @@ def test_calls_and_threads_do_not_show(precision, threads_at_once, monkeypatch):
     np.testing.assert_allclose(
         expected[0], reference.distances(X, codebook, codes), rounding(13, precision)
     )
-    for call_work in (kernels._CALL_WORK, 1):
-        monkeypatch.setattr(kernels, "_CALL_WORK", call_work)
+    for call_work in (kernels._call.CALL_WORK, 1):
+        monkeypatch.setattr(kernels._call, "CALL_WORK", call_work)
         for threads in THREADS:
             assert_same_bits(everything(threads), expected)
 

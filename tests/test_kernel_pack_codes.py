@@ -11,7 +11,7 @@ from fastvq import _threads, kernels, reference
 
 @pytest.fixture(autouse=True)
 def threads_at_once(monkeypatch):
-    monkeypatch.setattr(kernels, "_THREAD_WORK", 1)
+    monkeypatch.setattr(kernels._call, "THREAD_WORK", 1)
     monkeypatch.setattr(_threads, "_setting", 1)
 
 

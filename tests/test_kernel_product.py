@@ -34,7 +34,7 @@ cases = pytest.mark.parametrize(("sizes", "counts"), CASES)
 @pytest.fixture
 def threads_at_once(monkeypatch):
     """As many threads as a test asks for, however little there is to do."""
-    monkeypatch.setattr(kernels, "_THREAD_WORK", 1)
+    monkeypatch.setattr(kernels._call, "THREAD_WORK", 1)
     monkeypatch.setattr(_threads, "_setting", 1)
 
 

@@ -17,7 +17,7 @@ kinds = pytest.mark.parametrize("dtype", DTYPES)
 @pytest.fixture(autouse=True)
 def threads_at_once(monkeypatch):
     """As many threads as a test asks for, however little there is to do; else one."""
-    monkeypatch.setattr(kernels, "_THREAD_WORK", 1)
+    monkeypatch.setattr(kernels._call, "THREAD_WORK", 1)
     monkeypatch.setattr(_threads, "_setting", 1)
 
 
@@ -80,7 +80,7 @@ def test_calls_are_cut(monkeypatch):
     frequencies = some_frequencies(50, 9)
     symbols = some_symbols(frequencies, 1000, "uint8")
     whole = kernels.rans_encode(symbols, frequencies, block=64)
-    monkeypatch.setattr(kernels, "_CALL_SYMBOLS", 130)
+    monkeypatch.setattr(kernels._coding, "_CALL_SYMBOLS", 130)
     assert_same_bits(kernels.rans_encode(symbols, frequencies, block=64), whole)
     out = kernels.rans_decode(*whole, frequencies, np.empty_like(symbols), block=64)
     assert_same_bits(out, symbols)

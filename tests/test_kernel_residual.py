@@ -30,7 +30,7 @@ WIDTHS = (1, 2, 7, 16, 17, 40)
 
 @pytest.fixture(autouse=True)
 def threads_at_once(monkeypatch):
-    monkeypatch.setattr(kernels, "_THREAD_WORK", 1)
+    monkeypatch.setattr(kernels._call, "THREAD_WORK", 1)
     monkeypatch.setattr(_threads, "_setting", 1)
 
 

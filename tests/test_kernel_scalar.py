@@ -30,7 +30,7 @@ SHAPES = [(n, SIZES[(5 * i + 3) % len(SIZES)]) for i, n in enumerate(SIZES)] + [
 
 @pytest.fixture(autouse=True)
 def threads_at_once(monkeypatch):
-    monkeypatch.setattr(kernels, "_THREAD_WORK", 1)
+    monkeypatch.setattr(kernels._call, "THREAD_WORK", 1)
     monkeypatch.setattr(_threads, "_setting", 1)
 
 
@@ -180,7 +180,7 @@ def test_calls_do_not_show(monkeypatch):
     )
     codes = kernels.encode_even(X, steps), kernels.encode_levels(X, levels)
     values = kernels.decode_even(codes[0], steps), kernels.decode_levels(codes[1], levels)
-    monkeypatch.setattr(kernels, "_CALL_WORK", 1)
+    monkeypatch.setattr(kernels._call, "CALL_WORK", 1)
     assert_same_bits((kernels.encode_even(X, steps), kernels.encode_levels(X, levels)), codes)
     again = kernels.decode_even(codes[0], steps), kernels.decode_levels(codes[1], levels)
     assert_same_bits(again, values)

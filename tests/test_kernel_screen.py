@@ -16,7 +16,7 @@ SHAPES = [(1, 64, 32), (15, 65, 33), (17, 97, 35), (16, 64, 48), (49, 70, 61), (
 @pytest.fixture(autouse=True)
 def threads_at_once(monkeypatch):
     """As many threads as a test asks for, however little there is to do; else one."""
-    monkeypatch.setattr(kernels, "_THREAD_WORK", 1)
+    monkeypatch.setattr(kernels._call, "THREAD_WORK", 1)
     monkeypatch.setattr(_threads, "_setting", 1)
 
 
@@ -24,13 +24,13 @@ def threads_at_once(monkeypatch):
 def settled(monkeypatch):
     """How many rows screening left to differences, one number a call."""
     numbers = []
-    settle = kernels._settle
+    settle = kernels._assign.settle
 
     def count(*args):
         numbers.append(len(rows := settle(*args)))
         return rows
 
-    monkeypatch.setattr(kernels, "_settle", count)
+    monkeypatch.setattr(kernels._assign, "settle", count)
     return numbers
 
 
@@ -187,8 +187,8 @@ def test_rows_codes_threads_and_calls(monkeypatch):
     expected = kernels.assign(X, codebook)
     near = kernels.distances(X, codebook, expected)
     rows = rng.randint(0, 3000, 2500)
-    for call_work in (kernels._CALL_WORK, 1):
-        monkeypatch.setattr(kernels, "_CALL_WORK", call_work)
+    for call_work in (kernels._call.CALL_WORK, 1):
+        monkeypatch.setattr(kernels._call, "CALL_WORK", call_work)
         for threads in THREADS:
             for dtype in ("uint8", "uint16", "uint32", "int32"):
                 codes, found = np.empty(2500, dtype), np.empty(2500, np.float32)
@@ -288,7 +288,7 @@ def test_no_nearest_is_missed(seed, d, k, ratio, magnitude, offset, of_rows):
 @pytest.fixture
 def tried(monkeypatch):
     """Screening is tried however few the rows."""
-    monkeypatch.setattr(kernels, "_TRIAL_WORK", 1)
+    monkeypatch.setattr(kernels._assign, "_TRIAL_WORK", 1)
 
 
 @pytest.mark.parametrize("n", [1, 100, 300, 600, 3000])
@@ -310,9 +310,9 @@ def test_either_outcome_of_the_trial(quicker, tried, monkeypatch):
     values = decaying(rng, 5040, 64)
     X, codebook = values[:5000], values[5000:]
     clock = iter([0, 1, 1, 3] if quicker == "plain" else [0, 3, 3, 4])
-    monkeypatch.setattr(kernels, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(kernels._assign, "perf_counter", lambda: next(clock))
     runs = []
-    for plan in (kernels._Plain, kernels._Screened):
+    for plan in (kernels._assign._Plain, kernels._assign._Screened):
         run = plan.run
 
         def spy(self, first, last, run=run):
@@ -330,7 +330,7 @@ def test_either_outcome_of_the_trial(quicker, tried, monkeypatch):
 
 def test_no_trial_where_it_cannot_pay(tried, monkeypatch):
     """On white data, in float64, for few features or codewords: the plain tile from the first."""
-    monkeypatch.setattr(kernels, "_quicker", lambda *plans: pytest.fail("tried"))
+    monkeypatch.setattr(kernels._assign, "_quicker", lambda *plans: pytest.fail("tried"))
     rng = np.random.RandomState(14)
     good = decaying(rng, 640, 64, 0.8)
     for values in (white(rng, 640, 64).astype(np.float32), good.astype(np.float64), good[:, :40]):

@@ -261,5 +261,5 @@ class TestBits:
 @pytest.fixture
 def small_calls(monkeypatch):
     """Rows cut into many calls, and several threads also for small work."""
-    monkeypatch.setattr(kernels, "_CALL_WORK", 1)
-    monkeypatch.setattr(kernels, "_THREAD_WORK", 1)
+    monkeypatch.setattr(kernels._call, "CALL_WORK", 1)
+    monkeypatch.setattr(kernels._call, "THREAD_WORK", 1)

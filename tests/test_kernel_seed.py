@@ -29,7 +29,7 @@ kinds = pytest.mark.parametrize("dtype", ROW_DTYPES)
 @pytest.fixture(autouse=True)
 def threads_at_once(monkeypatch):
     """As many threads as a test asks for, however little there is to do; else one."""
-    monkeypatch.setattr(kernels, "_THREAD_WORK", 1)
+    monkeypatch.setattr(kernels._call, "THREAD_WORK", 1)
     monkeypatch.setattr(_threads, "_setting", 1)
 
 
@@ -192,8 +192,8 @@ def test_threads_and_calls_do_not_show(d, precision, monkeypatch):
 
     expected = both(1)
     assert_gains(expected[0], X, candidates, closest, weight)
-    for call_work in (kernels._CALL_WORK, 1):
-        monkeypatch.setattr(kernels, "_CALL_WORK", call_work)
+    for call_work in (kernels._call.CALL_WORK, 1):
+        monkeypatch.setattr(kernels._call, "CALL_WORK", call_work)
         for threads in THREADS:
             assert_same_bits(both(threads), expected, f"{threads} threads")
 

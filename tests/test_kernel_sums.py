@@ -25,7 +25,7 @@ kinds = pytest.mark.parametrize("dtype", ROW_DTYPES)
 @pytest.fixture(autouse=True)
 def threads_at_once(monkeypatch):
     """As many threads as a test asks for, however little there is to do; else one."""
-    monkeypatch.setattr(kernels, "_THREAD_WORK", 1)
+    monkeypatch.setattr(kernels._call, "THREAD_WORK", 1)
     monkeypatch.setattr(_threads, "_setting", 1)
 
 
@@ -91,7 +91,7 @@ def test_row_order_decides_the_bits():
 def test_calls_do_not_show(monkeypatch):
     X, codes = random_rows(np.random.RandomState(0), 5000, 6, "float64"), some_codes(5000, 9)
     expected = reference.sums(X, codes, 9)
-    monkeypatch.setattr(kernels, "_CALL_WORK", 1)
+    monkeypatch.setattr(kernels._call, "CALL_WORK", 1)
     for threads in THREADS:
         assert_same_bits(kernels.sums(X, codes, 9, n_threads=threads), expected)
 

@@ -23,7 +23,7 @@ from oracles import (
 from fastvq import _screen, kernels, reference
 from fastvq._kernels import active_level
 
-kernels._THREAD_WORK = 1
+kernels._call.THREAD_WORK = 1
 digests = {{precision: hashlib.sha256() for precision in ("float32", "float64", "integers")}}
 
 

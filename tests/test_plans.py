@@ -16,7 +16,7 @@ from fastvq.vq._rows import Rows
 @pytest.fixture(autouse=True)
 def threads_at_once(monkeypatch):
     """As many threads as a test asks for, however little there is to do; else one."""
-    monkeypatch.setattr(kernels, "_THREAD_WORK", 1)
+    monkeypatch.setattr(kernels._call, "THREAD_WORK", 1)
     monkeypatch.setattr(_threads, "_setting", 1)
 
 

@@ -191,7 +191,7 @@ def test_without_a_table_it_is_the_same_quantizer(rows):
     from fastvq import kernels
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels, "_CROSSED_BYTES", 0)
+        patch.setattr(kernels._stages, "CROSSED_BYTES", 0)
         plain = {kind: small(kind).fit(rows) for kind in BOTH}
     for kind in BOTH:
         assert plain[kind].inertia_ == pytest.approx(small(kind).fit(rows).inertia_, rel=0.02)

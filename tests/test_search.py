@@ -268,7 +268,7 @@ class TestHamming:
         np.testing.assert_array_equal(distances, np.take_along_axis(exact, order, 1))
 
     def test_threads_change_nothing(self, X, monkeypatch):
-        monkeypatch.setattr(kernels, "_THREAD_WORK", 1)
+        monkeypatch.setattr(kernels._call, "THREAD_WORK", 1)
         bq = BinaryQuantizer(100, random_state=0).fit(X)
         index = bq.build_index(bq.transform(X))
         expected = index.search(X[:7], 50, n_threads=1)

@@ -55,7 +55,7 @@ def test_all_groups_are_exact():
 
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
 def test_a_code_depends_on_its_row_alone(metric, monkeypatch, tmp_path):
-    monkeypatch.setattr(kernels, "_THREAD_WORK", 1)
+    monkeypatch.setattr(kernels._call, "THREAD_WORK", 1)
     X = blobs(1500)
     vq = fitted(X, metric=metric, max_iter=3)
     codes = vq.transform(X)

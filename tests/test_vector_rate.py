@@ -98,7 +98,7 @@ def test_codewords_vanish():
 @pytest.mark.parametrize("algorithm", ["auto", "lloyd", "growing", "minibatch"])
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
 def test_at_any_number_of_threads(algorithm, metric, monkeypatch):
-    monkeypatch.setattr(kernels, "_THREAD_WORK", 1)
+    monkeypatch.setattr(kernels._call, "THREAD_WORK", 1)
     X = blobs()
     price = RATE if metric == "euclidean" else 0.01
     first = None

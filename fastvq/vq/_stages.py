@@ -329,7 +329,7 @@ class SumMixin:
         width = n_codewords + 16 * n_stages + 48  # padded
         books = 3 * width * n_features * itemsize
         table = width**2 * itemsize
-        books += table if table <= kernels._CROSSED_BYTES else 0
+        books += table if table <= kernels.CROSSED_BYTES else 0
         codes = n_rows * n_stages
         residuals = min(n_rows * self.beam_width * n_features * itemsize, _KEPT_BYTES)
         squares = 3 * 8 * min(n_codewords, _MOST_UNKNOWNS) ** 2
