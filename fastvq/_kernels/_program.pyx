@@ -1,0 +1,105 @@
+"""Programs: lists of kernel calls, run one after the other in one call without the GIL."""
+
+from cpython.pycapsule cimport PyCapsule_GetPointer
+from libc.stdint cimport uintptr_t
+from libc.stdlib cimport calloc, free
+
+from fastvq._kernels.call cimport (
+    CALL_OPERANDS, CALL_SIZES, CALL_VALUES, KERNEL_CAPSULE, Call, Kernel,
+)
+
+cdef extern from * nogil:
+    """
+    #include <time.h>
+    static double seconds_now(void)
+    {
+        struct timespec now;
+        clock_gettime(CLOCK_MONOTONIC, &now);
+        return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+    }
+    """
+    double seconds_now()
+
+
+cdef class Program:
+    """Calls with their operands filled in, for one arena: one thread at a time may run it.
+
+    Parameters
+    ----------
+    steps : list of (capsule, operands, sizes, values, threads)
+        An operand is an address, or None, or the number -1 - i of the i-th of what `run` is given.
+    """
+
+    cdef Call *calls
+    cdef Kernel *kernels
+    cdef int n_calls, n_moving
+    cdef int *moving  # (n_moving, 3): call, operand, which address
+
+    def __cinit__(self, steps):
+        self.n_calls = len(steps)
+        moving = []
+        for number, (_, operands, sizes, values, _) in enumerate(steps):
+            if (
+                len(operands) > CALL_OPERANDS or len(sizes) > CALL_SIZES
+                or len(values) > CALL_VALUES
+            ):
+                raise ValueError("a call with more operands, sizes or values than there is room for")
+            moving += [
+                (number, i, -1 - at)
+                for i, at in enumerate(operands) if at is not None and at < 0
+            ]
+        self.n_moving = len(moving)
+        self.calls = <Call *> calloc(self.n_calls + 1, sizeof(Call))
+        self.kernels = <Kernel *> calloc(self.n_calls + 1, sizeof(Kernel))
+        self.moving = <int *> calloc(3 * self.n_moving + 1, sizeof(int))
+        if not (self.calls and self.kernels and self.moving):
+            raise MemoryError
+        for number, triple in enumerate(moving):
+            for i in range(3):
+                self.moving[3 * number + i] = triple[i]
+        for number, step in enumerate(steps):
+            capsule, operands, sizes, values, threads = step
+            self.fill(number, capsule, operands, sizes, values, threads)
+
+    cdef fill(self, int number, capsule, operands, sizes, values, int threads):
+        cdef Call *call = &self.calls[number]
+        self.kernels[number] = <Kernel> PyCapsule_GetPointer(capsule, KERNEL_CAPSULE)
+        call.threads = threads
+        for i, address in enumerate(operands):
+            call.operand[i] = <void *> <uintptr_t> (address if address and address > 0 else 0)
+        for i, size in enumerate(sizes):
+            call.size[i] = size
+        for i, value in enumerate(values):
+            call.value[i] = value
+
+    def __dealloc__(self):
+        free(self.calls)
+        free(self.kernels)
+        free(self.moving)
+
+    def run(self, const uintptr_t[::1] addresses, int first, int last, double[::1] seconds=None):
+        """Run calls first .. last; (-1, 0), or the number of the call that failed and its answer.
+
+        Parameters
+        ----------
+        addresses : the operands that move, inputs and outputs
+        seconds : (n_calls,), INOUT: the time of each call is added, where given
+        """
+        cdef int number, answer = 0
+        cdef double began = 0
+        cdef bint timed = seconds is not None
+        for number in range(self.n_moving):
+            self.calls[self.moving[3 * number]].operand[self.moving[3 * number + 1]] = (
+                <void *> addresses[self.moving[3 * number + 2]])
+        with nogil:
+            for number in range(first, last):
+                if timed:
+                    began = seconds_now()
+                answer = self.kernels[number](&self.calls[number])
+                if timed:
+                    seconds[number] += seconds_now() - began
+                if answer:
+                    break
+        if answer:
+            return number, answer
+        return -1, 0

@@ -1,0 +1,10 @@
+"""What each operator computes, by subject; see fastvq.runtime.ops for how to read them."""
+
+from fastvq.runtime.definitions import (  # noqa: F401
+    movement,
+    pointwise,
+    products,
+    recurrent,
+    reductions,
+    trees,
+)

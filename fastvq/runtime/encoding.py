@@ -1,0 +1,93 @@
+"""Weights as they are stored: a tensor and the way its values are written down.
+
+An operator reads weights only through :class:`EncodedTensor`. An encoding supplies what the class
+declares and nothing else; whoever adds one adds no operator, and whoever adds an operator adds no
+encoding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+__all__ = ["ENCODINGS", "EncodedTensor", "Raw", "decoded"]
+
+
+class EncodedTensor:
+    """A tensor as it is stored.
+
+    Attributes
+    ----------
+    kind : str
+        Name of the encoding in files.
+    shape : tuple of int
+    dtype : dtype of the decoded values
+    """
+
+    kind = ""
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the parts take in a file."""
+        return sum(part.nbytes for part in self.parts().values())
+
+    def parts(self) -> dict[str, np.ndarray]:
+        """The arrays that are stored, by name; "" names the only one."""
+        raise NotImplementedError
+
+    def attributes(self) -> dict:
+        """What is stored besides, as JSON knows it."""
+        return {}
+
+    @classmethod
+    def from_parts(cls, parts: Mapping[str, np.ndarray], attributes: Mapping) -> EncodedTensor:
+        """The tensor again; a ValueError where parts and attributes do not fit together."""
+        raise NotImplementedError
+
+    def decode(self) -> np.ndarray:
+        """The values, of `shape` and `dtype`: C-contiguous, not to be written into."""
+        raise NotImplementedError
+
+
+class Raw(EncodedTensor):
+    """The values themselves; floats may be stored as float16 and are read as float32.
+
+    Parameters
+    ----------
+    values : ndarray
+        Kept as it is where it is C-contiguous: a memory-mapped one stays on disk until read.
+    """
+
+    kind = "raw"
+
+    def __init__(self, values):
+        self.values = np.ascontiguousarray(values).reshape(np.shape(values))
+        self.shape = self.values.shape
+        stored = self.values.dtype
+        self.dtype = np.dtype(np.float32) if stored == np.float16 else stored
+
+    def parts(self):
+        return {"": self.values}
+
+    @classmethod
+    def from_parts(cls, parts, attributes):
+        if [*parts] != [""] or attributes:
+            raise ValueError(f"raw values are one array, got parts {[*parts]}, {dict(attributes)}")
+        return cls(parts[""])
+
+    def decode(self):
+        values = self.values.astype(self.dtype, copy=False)
+        values.flags.writeable = False if values is not self.values else values.flags.writeable
+        return values
+
+
+# By the name that files know them under. Integers and Few bits add theirs.
+ENCODINGS: dict[str, type[EncodedTensor]] = {Raw.kind: Raw}
+
+
+def decoded(tensor):
+    """The values of a constant, whether it is encoded or an array."""
+    return tensor.decode() if isinstance(tensor, EncodedTensor) else np.asarray(tensor)

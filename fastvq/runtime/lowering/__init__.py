@@ -1,0 +1,1 @@
+"""Operators as calls of kernels, by the subject of the kernels; see fastvq.runtime.registry."""
