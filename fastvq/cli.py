@@ -13,7 +13,7 @@ import os
 import sys
 import time
 
-from . import __version__
+from . import __version__, demo
 
 __all__ = ["main"]
 
@@ -110,23 +110,26 @@ def _add_demo(add):
     command = add(
         "demo",
         _demo,
-        "photographs and digits, beside scikit-learn, in seconds",
-        "Reduce scikit-learn's two photographs to palettes and to block codebooks beside "
-        "scikit-learn's KMeans, write the pictures, and classify the 8x8 digits from their codes. "
-        'Needs Pillow: pip install "fastvq[image]".',
+        "real jobs on real input, in seconds: photographs, digits, networks",
+        "Without a name: reduce scikit-learn's two photographs to palettes and to block codebooks "
+        "beside scikit-learn's KMeans, write the pictures, and classify the 8x8 digits from their "
+        'codes; needs Pillow: pip install "fastvq[image]". Others: '
+        + "; ".join(f"{name}: {text}" for name, text in demo.DEMOS.items() if name != "photographs")
+        + ".",
         "fastvq demo --output-dir fastvq-demo",
     )
     command.add_argument(
-        "--output-dir", default="fastvq-demo", metavar="DIR", help="pictures go here (%(default)s)"
+        "what", nargs="?", choices=demo.DEMOS, default="photographs", help="%(default)s by default"
+    )
+    command.add_argument(
+        "--output-dir", default="fastvq-demo", metavar="DIR", help="files go here (%(default)s)"
     )
     _add_seed(command)
     _add_threads(command)
 
 
 def _demo(args):
-    from . import demo
-
-    demo.run(args.output_dir, n_threads=args.threads, random_state=args.seed)
+    demo.run(args.what, args.output_dir, n_threads=args.threads, random_state=args.seed)
 
 
 # ---- fit, encode, decode, inspect --------------------------------------------------------

@@ -1,4 +1,4 @@
-"""`fastvq demo`, end to end: what it says is checked against the files that it leaves."""
+"""`fastvq demo` of photographs, end to end: what it says is checked against the files that it leaves."""
 
 import os
 import re
@@ -8,7 +8,8 @@ import pytest
 
 Image = pytest.importorskip("PIL.Image", reason="the demo needs Pillow")
 
-from fastvq import cli, demo, images  # noqa: E402
+from fastvq import cli, images  # noqa: E402
+from fastvq.demo import photographs as demo  # noqa: E402
 
 
 @pytest.fixture(scope="module")

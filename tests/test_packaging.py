@@ -27,7 +27,7 @@ from fastvq._kernels._levels import levels_of
 
 CHECKOUT = Path(__file__).parent.parent
 KERNELS = CHECKOUT / "fastvq" / "_kernels"
-BASELINE = {"_cpu", "_cyutility", "_openmp"}
+BASELINE = {"_cpu", "_cyutility", "_openmp", "_program"}
 LEVELS = [level.name for level in levels_of(_cpu.machine())]
 
 
@@ -121,6 +121,8 @@ def copy_sources(tree, kernels=True):
         if not kernels:
             ignored += ["[a-z]*.pyx", "[a-z]*.pxd", "[a-z]*.h"]
         shutil.copytree(CHECKOUT / name, tree / name, ignore=shutil.ignore_patterns(*ignored))
+    for name in ("call.h", "call.pxd"):  # what the baseline module _program is made of
+        shutil.copy(CHECKOUT / "fastvq" / "_kernels" / name, tree / "fastvq" / "_kernels")
 
 
 @pytest.fixture
@@ -271,8 +273,8 @@ def test_wheel_holds_what_was_built_and_nothing_stale(toy_tree):
     }
 
     (toy_tree / "fastvq" / "_kernels" / "toy_two.pyx").unlink()
-    (toy_tree / "fastvq" / "demo.py").unlink()
-    gone = {name for name in first if "toy_two" in name or name == "fastvq/demo.py"}
+    (toy_tree / "fastvq" / "images.py").unlink()
+    gone = {name for name in first if "toy_two" in name or name == "fastvq/images.py"}
     assert build_wheel(toy_tree) == first - gone
 
 

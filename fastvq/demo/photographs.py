@@ -1,4 +1,4 @@
-"""``fastvq demo``: the main job on real input, beside scikit-learn, in seconds.
+"""The main job on real input, beside scikit-learn, in seconds.
 
 Two photographs become palettes of 16 and 256 colours and a codebook of 4 x 4-pixel blocks; the
 8 x 8 digits are classified from one code each. Both come with scikit-learn: nothing is fetched.

@@ -1,0 +1,20 @@
+"""``fastvq demo``: real jobs on real input, one module each.
+
+Every demo has ``run(output_dir, *, n_threads, random_state, echo)``, fetches nothing while it runs,
+and names the package to install where its data or its model is not there.
+"""
+
+from importlib import import_module
+
+__all__ = ["DEMOS", "run"]
+
+# What `fastvq demo WHAT` can be, and what each shows.
+DEMOS = {
+    "photographs": "palettes and block codebooks of two photographs; digits from one code each",
+}
+
+
+def run(what, output_dir, *, n_threads=None, random_state=0, echo=print):
+    """Run a demo of `DEMOS`: files go to a folder, which is made, and the report to ``echo``."""
+    module = import_module(f"fastvq.demo.{what}")
+    module.run(output_dir, n_threads=n_threads, random_state=random_state, echo=echo)
