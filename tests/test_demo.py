@@ -1,4 +1,4 @@
-"""`fastvq demo` of photographs, end to end: what it says is checked against the files that it leaves."""
+"""`fastvq demo` of photographs, end to end: what it says is checked against its files."""
 
 import os
 import re
