@@ -295,8 +295,7 @@ class _Frame:
 
     def _run_definition(self, step, moving):
         arrays = [None if t is None else self._array(t, moving) for t in step.inputs]
-        with np.errstate(all="ignore"):
-            results = operators()[step.node.operator].run(arrays, step.node.attributes)
+        results = operators()[step.node.operator].run(arrays, step.node.attributes)
         for tensor, result in zip(step.outputs, results, strict=False):
             if tensor.root in self._plan._moving or tensor.root in self._plan._offsets:
                 self._array(tensor, moving)[...] = result

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from fastvq.runtime import functions
+from fastvq.runtime.graph import DTYPES
 from fastvq.runtime.ops import operator
 
 
@@ -22,12 +23,41 @@ def _(x, *, function, **_):
 @operator("Binary")
 def binary(a, b, *, function):
     """A function of two values, with NumPy's broadcasting."""
-    return functions.BINARY[function](a, b)
+    return functions.combine(function, a, b)
 
 
 @binary.shape
 def _(a, b, *, function):
-    if function not in functions.BINARY:
-        raise ValueError(f"there is no function {function!r}")
-    shape = np.broadcast_shapes(a.shape, b.shape)
-    return shape, np.dtype(bool) if function in functions.COMPARISONS else a.dtype
+    dtype = functions.combined_dtype(function, a.dtype, b.dtype)
+    return np.broadcast_shapes(a.shape, b.shape), dtype
+
+
+@operator("Where")
+def where(condition, a, b):
+    """a where the condition holds, else b, with NumPy's broadcasting."""
+    return np.where(condition, a, b)
+
+
+@where.shape
+def _(condition, a, b):
+    if condition.dtype != np.bool_:
+        raise ValueError(f"a condition is bool, got {condition.dtype}")
+    if a.dtype != b.dtype:
+        raise ValueError(f"takes two of one dtype, got {a.dtype} and {b.dtype}")
+    return np.broadcast_shapes(condition.shape, a.shape, b.shape), a.dtype
+
+
+@operator("Cast")
+def cast(x, *, dtype="float32"):
+    """x as another dtype; what a whole number cannot hold is cut towards zero.
+
+    Values beyond the range of a dtype of whole numbers, and NaN, become any number.
+    """
+    return x.astype(dtype)
+
+
+@cast.shape
+def _(x, *, dtype):
+    if dtype not in DTYPES:
+        raise ValueError(f"there is no dtype {dtype!r}, only {', '.join(DTYPES)}")
+    return x.shape, DTYPES[dtype]
