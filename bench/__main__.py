@@ -19,6 +19,7 @@ TITLES = {
     "coding": "Entropy coding, approximate assignment",
     "residual": "Residual and additive quantizers, encoding",
     "search": "Search among codes",
+    "runtime": "Models in float32, time of a call",
     "memory": "Peak memory beyond input and output",
     "import": "Import time",
 }
@@ -129,6 +130,7 @@ def _suite(name: str):
         bench_product,
         bench_prune,
         bench_residual,
+        bench_runtime,
         bench_scalar,
         bench_search,
         bench_seeding,
@@ -147,6 +149,7 @@ def _suite(name: str):
         "coding": bench_coding,
         "residual": bench_residual,
         "search": bench_search,
+        "runtime": bench_runtime,
         "memory": memory,
         "import": imports,
     }[name]

@@ -35,6 +35,9 @@ PACKAGES = (
     "scikit-learn",
     "scikit-learn-intelex",
     "scipy",
+    "onnxruntime",
+    "openvino",
+    "torch",
     "threadpoolctl",
 )
 

@@ -21,6 +21,7 @@ SUITES = (
     "coding",
     "residual",
     "search",
+    "runtime",
     "memory",
     "import",
 )
