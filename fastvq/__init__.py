@@ -13,9 +13,12 @@ from fastvq import _kernels  # noqa: F401
 if TYPE_CHECKING:
     from fastvq import container, entropy, kernels, metrics, reference
     from fastvq._config import show_config
+    from fastvq._load import load
     from fastvq._threads import get_num_threads, set_num_threads
+    from fastvq.compress import compress
     from fastvq.container import FileFormatError
     from fastvq.exchange import from_faiss, to_faiss
+    from fastvq.runtime import CompressedModel
     from fastvq.vq import (
         AdditiveQuantizer,
         BinaryQuantizer,
@@ -24,7 +27,6 @@ if TYPE_CHECKING:
         ScalarQuantizer,
         VectorQuantizer,
         fit_to_budget,
-        load,
         plot_curve,
     )
 
@@ -33,12 +35,14 @@ __version__ = "0.1.0"
 __all__ = [
     "AdditiveQuantizer",
     "BinaryQuantizer",
+    "CompressedModel",
     "FileFormatError",
     "ProductQuantizer",
     "ResidualQuantizer",
     "ScalarQuantizer",
     "VectorQuantizer",
     "__version__",
+    "compress",
     "container",
     "entropy",
     "fit_to_budget",
@@ -58,18 +62,20 @@ __all__ = [
 _ORIGIN = {
     "AdditiveQuantizer": "fastvq.vq",
     "BinaryQuantizer": "fastvq.vq",
+    "CompressedModel": "fastvq.runtime",
     "FileFormatError": "fastvq.container",
     "ProductQuantizer": "fastvq.vq",
     "ResidualQuantizer": "fastvq.vq",
     "ScalarQuantizer": "fastvq.vq",
     "VectorQuantizer": "fastvq.vq",
+    "compress": "fastvq.compress",
     "container": "fastvq.container",
     "entropy": "fastvq.entropy",
     "fit_to_budget": "fastvq.vq",
     "from_faiss": "fastvq.exchange",
     "get_num_threads": "fastvq._threads",
     "kernels": "fastvq.kernels",
-    "load": "fastvq.vq",
+    "load": "fastvq._load",
     "metrics": "fastvq.metrics",
     "plot_curve": "fastvq.vq",
     "reference": "fastvq.reference",

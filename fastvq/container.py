@@ -30,6 +30,7 @@ import contextlib
 import hashlib
 import json
 import math
+import mmap
 import os
 import stat
 import sys
@@ -41,17 +42,24 @@ from fastvq._files import replacing
 
 __all__ = [
     "FORMAT_VERSION",
+    "LINE",
     "Contents",
     "FileFormatError",
     "Summary",
     "TensorInfo",
+    "as_array",
+    "as_name",
     "find_damage",
     "inspect",
+    "nbytes_of",
+    "parse_json",
     "read",
+    "read_mapped",
     "write",
 ]
 
 FORMAT_VERSION = 1
+LINE = 64  # bytes: tensors begin at a multiple of it where the format, which has no gaps, lets them
 
 # The names of the format for what NumPy has too, always little-endian.
 _DTYPES = {
@@ -144,38 +152,19 @@ def write(path, kind, tensors, attributes):
         Where the file cannot be written.
     """
     stored = {name: _as_stored(name, array) for name, array in tensors.items()}
-    # Large items first, so that each tensor lies at a multiple of the size of its items.
-    names = sorted(stored, key=lambda name: (-stored[name].itemsize, name))
-    metadata = {
-        "format": "fastvq",
-        "format_version": str(FORMAT_VERSION),
-        "fastvq_version": _version(),
-        "kind": _as_name(kind, "kind", TypeError),
-        "attributes": _as_json(attributes),
-        "checksums": json.dumps({name: _digest(stored[name]).hexdigest() for name in names}),
-    }
-    header = {"__metadata__": {**metadata, "checksum": _metadata_digest(metadata)}}
-    end = 0
-    for name in names:
-        array = stored[name]
-        start, end = end, end + array.nbytes
-        header[name] = {
-            "dtype": _NAMES[array.dtype],
-            "shape": array.shape,
-            "data_offsets": [start, end],
-        }
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    if len(text) > _MOST_HEADER:
-        raise ValueError(
-            f"attributes and tensors need a header of {len(text):,} bytes; {_MOST_HEADER:,} is the "
-            "limit: store long lists as arrays"
-        )
+    names, text = _layout(kind, stored, attributes, lambda array: _digest(array).hexdigest())
     with replacing(path) as file:
         file.write(len(text).to_bytes(8, "little"))
         file.write(text)
         for name in names:
             file.write(_bytes_of(stored[name]))
+
+
+def nbytes_of(kind, tensors, attributes):
+    """The bytes of the file that `write` would make of these."""
+    stored = {name: _as_stored(name, array) for name, array in tensors.items()}
+    _, text = _layout(kind, stored, attributes, lambda array: hashlib.sha256().hexdigest())
+    return 8 + len(text) + sum(array.nbytes for array in stored.values())
 
 
 def read(path):
@@ -202,6 +191,36 @@ def read(path):
     with _opened(path) as file:
         summary = _read_header(file)
         tensors = {name: _read_tensor(file, name, info) for name, info in summary.tensors.items()}
+    return Contents(summary.kind, tensors, summary.attributes)
+
+
+def read_mapped(path):
+    """Read a file as `read` does, but leave its tensors on the disk until they are used.
+
+    All of the file is read once, in little memory, to compare the checksums; then the arrays are
+    views of one memory map. The header has to be spelled as `write` does it, so that not one byte
+    can differ from what was written. Whoever changes the file in place later changes the arrays:
+    replace files, as `write` does.
+
+    Returns
+    -------
+    contents : Contents
+        Arrays are read-only and in C order; on a machine of another byte order they are copies.
+
+    Raises
+    ------
+    FileFormatError, OSError, MemoryError
+        As `read` does.
+    """
+    with _opened(path) as file:
+        summary = _read_header(file, exactly=True)
+        whole = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+        tensors = {}
+        for name, info in summary.tensors.items():
+            if _digest_in_file(file, info) != info.checksum:
+                raise FileFormatError(f"damaged: tensor {name!r} does not match its checksum")
+            place = whole[info.start : info.start + info.nbytes]
+            tensors[name] = as_array(name, place, info.dtype, info.shape)
     return Contents(summary.kind, tensors, summary.attributes)
 
 
@@ -245,19 +264,26 @@ def _opened(path):
             raise FileFormatError(f"{path}: {error}") from None
 
 
-def _read_header(file):
-    """Read and check all that comes before the tensors; how large the file is, too."""
+def _read_header(file, exactly=False):
+    """Read and check all that comes before the tensors; how large the file is, too.
+
+    With `exactly` it also has to be spelled as `write` spells it.
+    """
     nbytes = os.fstat(file.fileno()).st_size
     first = file.read(8)
     length = int.from_bytes(first, "little")
     if len(first) < 8 or length > nbytes - 8 or length > _MOST_HEADER:
         raise FileFormatError(_what_else(first, nbytes, length))
-    header = _parsed(_exactly(file, length), "header")
+    text = _exactly(file, length)
+    header = parse_json(text, "header")
+    respelled = exactly and text != _header_text(header)
     metadata = header.pop("__metadata__", None)
     _check_format(header, metadata)
     if metadata.get("checksum") != _metadata_digest(metadata):
         raise FileFormatError("damaged: the metadata does not match its checksum")
-    checksums = _parsed(_text(metadata, "checksums"), "checksums")
+    if respelled:
+        raise FileFormatError("damaged, or written anew by another program: its header is changed")
+    checksums = parse_json(_text(metadata, "checksums"), "checksums")
     if not _all_strings(checksums) or checksums.keys() != header.keys():
         raise FileFormatError("damaged: the tensors are not those that there are checksums of")
     start = 8 + length
@@ -266,13 +292,55 @@ def _read_header(file):
     }
     _check_places(tensors, start, nbytes)
     return Summary(
-        kind=_as_name(_text(metadata, "kind"), "kind"),
-        attributes=_parsed(_text(metadata, "attributes"), "attributes"),
+        kind=as_name(_text(metadata, "kind"), "kind"),
+        attributes=parse_json(_text(metadata, "attributes"), "attributes"),
         tensors=tensors,
         format_version=int(metadata["format_version"]),
         fastvq_version=_text(metadata, "fastvq_version"),
         nbytes=nbytes,
     )
+
+
+def _layout(kind, stored, attributes, digest):
+    """The names of the tensors in the order of the file, and the text of its header."""
+    # First those that fill whole lines, then large items: so each tensor of the former lies at a
+    # multiple of a line, and each of the others at a multiple of the size of its items.
+    names = sorted(
+        stored, key=lambda name: (stored[name].nbytes % LINE > 0, -stored[name].itemsize, name)
+    )
+    metadata = {
+        "format": "fastvq",
+        "format_version": str(FORMAT_VERSION),
+        "fastvq_version": _version(),
+        "kind": as_name(kind, "kind", TypeError),
+        "attributes": _as_json(attributes),
+        "checksums": json.dumps(
+            {name: digest(stored[name]) for name in names}, separators=(",", ":")
+        ),
+    }
+    header = {"__metadata__": {**metadata, "checksum": _metadata_digest(metadata)}}
+    end = 0
+    for name in names:
+        array = stored[name]
+        start, end = end, end + array.nbytes
+        header[name] = {
+            "dtype": _NAMES[array.dtype],
+            "shape": array.shape,
+            "data_offsets": [start, end],
+        }
+    text = _header_text(header)
+    if len(text) > _MOST_HEADER:
+        raise ValueError(
+            f"attributes and tensors need a header of {len(text):,} bytes; {_MOST_HEADER:,} is the "
+            "limit: store long lists as arrays"
+        )
+    return names, text
+
+
+def _header_text(header):
+    """A header as its bytes lie in a file: the tensors behind it begin at a multiple of a line."""
+    text = json.dumps(header, separators=(",", ":")).encode()
+    return text + b" " * (-(8 + len(text)) % LINE)
 
 
 def _what_else(first, nbytes, length):
@@ -307,7 +375,7 @@ def _check_format(header, metadata):
 
 def _tensor_info(name, entry, start, checksum):
     """A tensor's entry in the header, checked by itself."""
-    _as_name(name, "the name of a tensor")
+    as_name(name, "the name of a tensor")
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise FileFormatError(f"tensor {name!r} needs a dtype, a shape, data_offsets: no more")
     dtype, shape, place = entry["dtype"], entry["shape"], entry["data_offsets"]
@@ -349,7 +417,7 @@ def _check_places(tensors, start, nbytes):
 
 def _as_stored(name, array):
     """An array as its bytes lie in a file: little-endian, C order, without gaps."""
-    _as_name(name, "the name of a tensor", TypeError)
+    as_name(name, "the name of a tensor", TypeError)
     if name == "__metadata__":
         raise ValueError("a tensor cannot have the name '__metadata__', which the format needs")
     array = np.asarray(array)
@@ -368,12 +436,17 @@ def _read_tensor(file, name, info):
     file.seek(info.start)
     if file.readinto(content) != info.nbytes:
         raise FileFormatError(f"cut short while it was read, in tensor {name!r}")
-    stored = content.view(info.dtype).reshape(info.shape)
-    if _digest(stored).hexdigest() != info.checksum:
+    if _digest(content.view(info.dtype).reshape(info.shape)).hexdigest() != info.checksum:
         raise FileFormatError(f"damaged: tensor {name!r} does not match its checksum")
-    if info.dtype == bool and content.max(initial=0) > 1:
+    return as_array(name, content, info.dtype, info.shape)
+
+
+def as_array(name, content, dtype, shape):
+    """Bytes of a file as the array that they are: read-only, of this machine's byte order."""
+    if dtype == bool and content.max(initial=0) > 1:
         raise FileFormatError(f"tensor {name!r} of bools holds other bytes than 0 and 1")
-    array = stored.astype(info.dtype.newbyteorder("="), copy=False)
+    stored = content.view(dtype).reshape(shape)
+    array = stored.astype(dtype.newbyteorder("="), copy=False)
     array.flags.writeable = False
     return array
 
@@ -421,7 +494,7 @@ def _metadata_digest(metadata):
 def _as_json(attributes):
     """Attributes as text, from which they come back equal."""
     try:
-        text = json.dumps(attributes, allow_nan=False)
+        text = json.dumps(attributes, separators=(",", ":"), allow_nan=False)
         kept = type(attributes) is dict and json.loads(text) == attributes
     except (TypeError, ValueError, RecursionError) as error:
         raise TypeError(f"attributes cannot be written as JSON: {error}") from None
@@ -430,7 +503,7 @@ def _as_json(attributes):
     return text
 
 
-def _parsed(text, what):
+def parse_json(text, what):
     """A JSON object, by strict rules: each key once, and finite numbers only."""
     try:
         value = json.loads(
@@ -465,7 +538,7 @@ def _finite(text):
     return number if math.isfinite(number) else _refuse_number(text[:20])
 
 
-def _as_name(name, what, error=FileFormatError):
+def as_name(name, what, error=FileFormatError):
     """A name that could be shown, and be the name of a file, without doing harm."""
     if not (isinstance(name, str) and 0 < len(name) <= _MOST_NAME and name.isprintable()):
         raise error(f"{what} must be 1 to {_MOST_NAME} printable characters, got {name!r:.80}")

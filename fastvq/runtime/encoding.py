@@ -7,6 +7,7 @@ encoding.
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Mapping
 
 import numpy as np
@@ -30,6 +31,11 @@ class EncodedTensor:
     dtype: np.dtype
 
     @property
+    def scheme(self) -> str:
+        """What a report calls the way in which the values are stored."""
+        return self.kind
+
+    @property
     def nbytes(self) -> int:
         """Bytes that the parts take in a file."""
         return sum(part.nbytes for part in self.parts().values())
@@ -51,6 +57,9 @@ class EncodedTensor:
         """The values, of `shape` and `dtype`: C-contiguous, not to be written into."""
         raise NotImplementedError
 
+    def release(self) -> None:
+        """Give back the memory of what can be read from the disk again: it has been packed."""
+
 
 class Raw(EncodedTensor):
     """The values themselves; floats may be stored as float16 and are read as float32.
@@ -69,6 +78,10 @@ class Raw(EncodedTensor):
         stored = self.values.dtype
         self.dtype = np.dtype(np.float32) if stored == np.float16 else stored
 
+    @property
+    def scheme(self):
+        return self.values.dtype.name
+
     def parts(self):
         return {"": self.values}
 
@@ -82,6 +95,23 @@ class Raw(EncodedTensor):
         values = self.values.astype(self.dtype, copy=False)
         values.flags.writeable = False if values is not self.values else values.flags.writeable
         return values
+
+    def release(self):
+        _forget_pages(self.values)
+
+
+def _forget_pages(array):
+    """Drop the pages of a memory-mapped array from memory; they are read again when touched."""
+    base = array
+    while isinstance(base, (np.ndarray, memoryview)):
+        base = base.base if isinstance(base, np.ndarray) else base.obj
+    if not isinstance(base, mmap.mmap) or not hasattr(mmap, "MADV_DONTNEED"):
+        return
+    start = array.ctypes.data - np.frombuffer(base, np.uint8).ctypes.data
+    first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE  # whole pages that are this array's alone
+    last = (start + array.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+    if first < last:
+        base.madvise(mmap.MADV_DONTNEED, first, last - first)
 
 
 # By the name that files know them under. Integers and Few bits add theirs.

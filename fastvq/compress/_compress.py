@@ -1,0 +1,128 @@
+"""`compress`: which importer reads a model, and how its weights are to be stored."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from importlib import import_module
+
+import numpy as np
+
+from fastvq.runtime import CompressedModel, Graph
+from fastvq.runtime.encoding import Raw
+from fastvq.runtime.ops import operators
+
+__all__ = ["SCHEMES", "compress"]
+
+SCHEMES = ("float32", "float16")
+
+
+def compress(model, X=None, y=None, *, scheme="float32", metadata=None, n_threads=None):
+    """Make a model that runs with NumPy alone, and fits into a small file.
+
+    Parameters
+    ----------
+    model : estimator, ONNX model, torch.nn.Module, mapping or CompressedModel
+        A fitted scikit-learn estimator or pipeline; the path of an ONNX file, or an
+        onnx.ModelProto; a module of PyTorch; a mapping of names to weights, which are stored and
+        come out as the outputs; or a model of fastvq, to be stored in another way.
+    X : array-like, or tuple of them, optional
+        Examples of the inputs. A module of PyTorch needs them: it is traced with them.
+    y : array-like, optional
+        Not used by these schemes.
+    scheme : {"float32", "float16"}
+        How weights are stored. float16 halves the file; weights are rounded to 11 bits, and
+        computed with as float32. A tensor with values beyond its range stays float32.
+    metadata : mapping, optional
+        More for the file: see :class:`CompressedModel`. Classes of a classifier, what prepares
+        pictures or text (:mod:`fastvq.runtime.preprocess`).
+    n_threads : int, optional
+        What the model's calls use.
+
+    Returns
+    -------
+    compressed : CompressedModel
+
+    Raises
+    ------
+    TypeError
+        For what is no model.
+    ValueError
+        For a model with operators that fastvq does not have (the error names the nodes), or a
+        scheme that is none.
+    ImportError
+        Where the package that reads a model of this kind is missing; it names the `pip install`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastvq
+    >>> weights = fastvq.compress({"a": np.arange(6.0, dtype="f4")}, scheme="float16")
+    >>> weights()
+    array([0., 1., 2., 3., 4., 5.], dtype=float32)
+    """
+    if scheme not in SCHEMES:
+        raise ValueError(f"scheme must be one of {', '.join(SCHEMES)}, got {scheme!r}")
+    graph, known = _imported(model, X)
+    if scheme == "float16":
+        graph = _halved(graph)
+    return CompressedModel(graph, {**known, **(metadata or {})}, n_threads=n_threads)
+
+
+def _imported(model, X):
+    """The model as a graph, and what is known beside it."""
+    if isinstance(model, CompressedModel):
+        return model.graph, model.metadata
+    if isinstance(model, Mapping):
+        found = _importer("mapping").from_mapping(model)
+    elif isinstance(model, (str, os.PathLike)) or _is_of(model, "onnx", "ModelProto"):
+        found = _importer("onnx").from_onnx(model)
+    elif _is_of(model, "torch", "Module"):
+        if X is None:
+            raise ValueError("a module of PyTorch is traced with examples of its inputs: give X")
+        found = _importer("torch").from_torch(model, X)
+    elif hasattr(model, "get_params") and hasattr(model, "fit"):
+        found = _importer("sklearn").from_sklearn(model)
+    else:
+        raise TypeError(
+            "model must be a scikit-learn estimator, an ONNX model or its path, a torch.nn.Module "
+            f"or a mapping of names to arrays, got {type(model).__name__}"
+        )
+    return (found, {}) if isinstance(found, Graph) else found
+
+
+def _importer(name):
+    return import_module(f"fastvq.compress.importers.{name}")
+
+
+def _is_of(model, package, name):
+    """Whether a model is of a class of that name of a package, which need not be installed."""
+    return any(
+        cls.__name__ == name and cls.__module__.partition(".")[0] in (package, f"{package}_ml_pb2")
+        for cls in type(model).__mro__
+    )
+
+
+def _halved(graph):
+    """The graph with its weights stored as float16, where they are in its range."""
+    halved = {name: _half(graph.constants[name]) for name in _weights(graph)}
+    return Graph(graph.nodes, graph.inputs, graph.outputs, {**graph.constants, **halved})
+
+
+def _weights(graph):
+    """Names of the constants that are read as weights alone, or not read but given out."""
+    uses: dict[str, list[bool]] = {value.name: [True] for value in graph.outputs}
+    for node in graph.nodes:
+        weights = operators()[node.operator].weights
+        for place, name in enumerate(node.inputs):
+            uses.setdefault(name, []).append(place in weights)
+    return [name for name in graph.constants if all(uses.get(name, [False]))]
+
+
+def _half(encoded):
+    if encoded.scheme != "float32":
+        return encoded
+    values = encoded.decode()
+    with np.errstate(over="ignore"):
+        half = values.astype(np.float16)
+    return encoded if (np.isinf(half) & np.isfinite(values)).any() else Raw(half)
