@@ -68,7 +68,7 @@ OUTSIDE = {
 NUMPY_ONLY = {"numpy"}
 
 # No kernel leans on another one, on Python's arrays, or on anything that holds the GIL.
-CIMPORTS = re.compile(r"cython|cython\.parallel|libc\.\w+|openmp|cpython\.pycapsule")
+CIMPORTS = re.compile(r"cython|cython\.parallel|libc\.\w+|openmp|cpython\.(buffer|pycapsule)")
 
 
 def imports_of(source, module):

@@ -1,5 +1,6 @@
 """Programs: lists of kernel calls, run one after the other in one call without the GIL."""
 
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.stdint cimport uintptr_t
 from libc.stdlib cimport calloc, free
@@ -77,20 +78,25 @@ cdef class Program:
         free(self.kernels)
         free(self.moving)
 
-    def run(self, const uintptr_t[::1] addresses, int first, int last, double[::1] seconds=None):
+    def bind(self, list arrays):
+        """Say where the operands that move are now: inputs and outputs, contiguous arrays."""
+        cdef int number
+        cdef Py_buffer view
+        for number in range(self.n_moving):
+            PyObject_GetBuffer(arrays[self.moving[3 * number + 2]], &view, PyBUF_SIMPLE)
+            self.calls[self.moving[3 * number]].operand[self.moving[3 * number + 1]] = view.buf
+            PyBuffer_Release(&view)  # the caller holds the arrays until the run has ended
+
+    def run(self, int first, int last, double[::1] seconds=None):
         """Run calls first .. last; (-1, 0), or the number of the call that failed and its answer.
 
         Parameters
         ----------
-        addresses : the operands that move, inputs and outputs
         seconds : (n_calls,), INOUT: the time of each call is added, where given
         """
         cdef int number, answer = 0
         cdef double began = 0
         cdef bint timed = seconds is not None
-        for number in range(self.n_moving):
-            self.calls[self.moving[3 * number]].operand[self.moving[3 * number + 1]] = (
-                <void *> addresses[self.moving[3 * number + 2]])
         with nogil:
             for number in range(first, last):
                 if timed:

@@ -233,8 +233,6 @@ class _Frame:
         self._arena = memory[skip : skip + plan.arena_bytes]
         self._segments = self._split()
         self._program = self._compile() if any(c for c, *_ in self._segments) else None
-        n_moving = len(plan.graph.inputs) + len(plan.graph.outputs)
-        self._addresses = np.zeros(n_moving, np.uintp)
 
     def _split(self):
         """Runs of kernel calls, as (True, first, last, 0), and definitions, one by one."""
@@ -280,8 +278,8 @@ class _Frame:
         plan = self._plan
         outputs = [np.empty(shape, dtype) for _, shape, dtype in plan.outputs]
         moving = [*arrays, *outputs]
-        for i, array in enumerate(moving):
-            self._addresses[i] = array.ctypes.data
+        if self._program is not None:
+            self._program.bind(moving)
         for is_call, first, last, number in self._segments:
             if is_call:
                 self._run_calls(first, last, number, seconds)
@@ -296,7 +294,7 @@ class _Frame:
 
     def _run_calls(self, first, last, number, seconds):
         times = None if seconds is None else np.zeros(last)
-        failed, answer = self._program.run(self._addresses, first, last, times)
+        failed, answer = self._program.run(first, last, times)
         if seconds is not None:
             seconds[number : number + last - first] += times[first:]
         if failed >= 0:
