@@ -51,6 +51,65 @@ INLINE float f32_multiply_add(float a, float b, float c) { return a * b + c; }
 INLINE double f64_multiply_add(double a, double b, double c) { return a * b + c; }
 #endif
 
+INLINE f32_lanes f32_lanes_multiply_add(f32_lanes a, f32_lanes b, f32_lanes c)
+{
+#if defined(__AVX512F__)
+    return (f32_lanes)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+    return (f32_lanes)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__aarch64__)
+    return (f32_lanes)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#else
+    return a * b + c;
+#endif
+}
+
+/* Vectors at any address, and their first `count` lanes alone: what lies behind is not touched. */
+typedef float f32_loose __attribute__((vector_size(LANE_BYTES), aligned(4), may_alias));
+
+INLINE f32_lanes f32_load(const float *at) { return *(const f32_loose *)at; }
+
+INLINE void f32_store(float *at, f32_lanes value) { *(f32_loose *)at = value; }
+
+#if defined(__AVX512F__)
+INLINE f32_lanes f32_load_part(const float *at, ptrdiff_t count)
+{
+    return (f32_lanes)_mm512_maskz_loadu_ps((__mmask16)((1u << count) - 1), at);
+}
+
+INLINE void f32_store_part(float *at, f32_lanes value, ptrdiff_t count)
+{
+    _mm512_mask_storeu_ps(at, (__mmask16)((1u << count) - 1), (__m512)value);
+}
+#elif defined(__AVX2__)
+INLINE __m256i f32_first(ptrdiff_t count)
+{
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+
+INLINE f32_lanes f32_load_part(const float *at, ptrdiff_t count)
+{
+    return (f32_lanes)_mm256_maskload_ps(at, f32_first(count));
+}
+
+INLINE void f32_store_part(float *at, f32_lanes value, ptrdiff_t count)
+{
+    _mm256_maskstore_ps(at, f32_first(count), (__m256)value);
+}
+#else
+INLINE f32_lanes f32_load_part(const float *at, ptrdiff_t count)
+{
+    f32_lanes value = {0};
+    __builtin_memcpy(&value, at, (size_t)count * sizeof(float));
+    return value;
+}
+
+INLINE void f32_store_part(float *at, f32_lanes value, ptrdiff_t count)
+{
+    __builtin_memcpy(at, &value, (size_t)count * sizeof(float));
+}
+#endif
+
 /* Hides from the compiler that a value is zero: it would drop the first sum of 0 + a * a + b * b
  * and be free then to fuse either product. */
 #if defined(__x86_64__)
