@@ -136,6 +136,25 @@ cdef void pack_task(
         <float *> call.operand[3] + (place * n_panels + panel) * (k + 1) * PANEL_COLUMNS)
 
 
+cdef int turn(const Call *call) noexcept nogil:
+    """Matrices with rows and columns exchanged.
+
+    operands: x IN (n, k, rows), y OUT (n, rows, k). sizes: n, k, rows.
+    """
+    cdef int64_t rows = call.size[2], t
+    for t in prange(call.size[0] * rows, num_threads=call.threads):
+        turn_row(call, t // rows, t % rows)
+    return 0
+
+
+cdef void turn_row(const Call *call, int64_t matrix, int64_t row) noexcept nogil:
+    cdef int64_t k = call.size[1], rows = call.size[2], f
+    cdef const float *x = <const float *> call.operand[0] + matrix * k * rows + row
+    cdef float *y = <float *> call.operand[1] + (matrix * rows + row) * k
+    for f in range(k):
+        y[f] = x[f * rows]
+
+
 cdef int pad(const Call *call) noexcept nogil:
     """Pictures with a border of zeros.
 
@@ -164,4 +183,6 @@ cdef void pad_row(const Call *call, int64_t picture, int64_t row) noexcept nogil
     memset(y + left + inner, 0, right * sizeof(float))
 
 
-entries = {"product": entry(product), "pack": entry(pack), "pad": entry(pad)}
+entries = {
+    "product": entry(product), "pack": entry(pack), "turn": entry(turn), "pad": entry(pad),
+}
