@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any, NamedTuple
 
-__all__ = ["KernelCall", "compiled", "kernel", "lowering", "lowering_of"]
+__all__ = ["KernelCall", "compiled", "kernel", "lowering", "lowering_of", "module", "workers"]
 
 _MODULES = ("products", "pointwise", "movement", "reductions", "recurrent", "trees")
 _LOWERINGS: dict[str, Callable] = {}
@@ -74,7 +74,17 @@ def compiled() -> bool:
 
 def kernel(name: str):
     """The capsule of a kernel, of the active level."""
+    name, entry = name.split(".")
+    return module(name).entries[entry]
+
+
+def module(name: str):
+    """A module of kernels, of the active level: with its tables, if it has any."""
     from fastvq import _kernels
 
-    module, entry = name.split(".")
-    return _kernels.load(module).entries[entry]
+    return _kernels.load(name)
+
+
+def workers(plan, work: int, worth: int) -> int:
+    """How many threads to wake where `worth` is what one is woken for."""
+    return max(1, min(plan.threads, work // worth))

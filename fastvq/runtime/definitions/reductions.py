@@ -180,11 +180,15 @@ def _(x, scale=None, bias=None, *, axis, **_):
     _axis_of(axis, len(x.shape))
     _check_float(x)
     for name, form in (("scale", scale), ("bias", bias)):
-        if form is None:
-            continue
-        if form.dtype != x.dtype or np.broadcast_shapes(form.shape, x.shape) != tuple(x.shape):
+        if form is not None and not (form.dtype == x.dtype and _spreads(form.shape, x.shape)):
             raise ValueError(f"{name} {form.shape} of {form.dtype} does not go with x {x.shape}")
     return x.shape, x.dtype
+
+
+def _spreads(shape, over):
+    """Whether an array of this shape is broadcast over one of the other, which stays as it is."""
+    pairs = zip(reversed(shape), reversed(over), strict=False)
+    return len(shape) <= len(over) and all(n in (1, m) for n, m in pairs)
 
 
 def _axis_of(axis, n_axes):
