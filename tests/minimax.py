@@ -25,7 +25,7 @@ def remez(f, weight, degree, low, high, rounds=12):
             right[i] = f(x)
         solution = list(mp.lu_solve(matrix, right))
         p, level = solution[:-1], abs(solution[-1])
-        errors = [w * (y - mp.polyval(p[::-1], x)) for x, (y, w) in zip(grid, values)]
+        errors = [w * (y - mp.polyval(p[::-1], x)) for x, (y, w) in zip(grid, values, strict=True)]
         nodes = extremes(grid, errors, n)
         worst = max(map(abs, errors))
         if worst < level * mpf("1.001"):
@@ -36,7 +36,7 @@ def remez(f, weight, degree, low, high, rounds=12):
 def extremes(grid, errors, n):
     """The n places of largest error with signs in turn."""
     runs = []
-    for x, e in zip(grid, errors):
+    for x, e in zip(grid, errors, strict=True):
         if runs and (e > 0) == (runs[-1][1] > 0):
             if abs(e) > abs(runs[-1][1]):
                 runs[-1] = (x, e)

@@ -32,7 +32,7 @@ VALUES = np.concatenate(
 ).astype(np.float32)
 ALPHA, BETA = np.float32(0.7), np.float32(1.05)
 # Most units in the last place; where a sum of alpha and beta cancels only its own scale counts.
-ULPS = 4
+ULPS = {"gelu": 8}
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_functions_are_right_to_their_last_places(function, level):  # noqa: F81
             scale = scale * np.maximum(1, VALUES**2)
         finite &= np.abs(VALUES) < 12
     error = np.abs(y - exact)[finite] / np.spacing(scale[finite].astype(np.float32))
-    assert error.max() <= ULPS
+    assert error.max() <= ULPS.get(function, 4)
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
