@@ -443,7 +443,7 @@ def _read_tensor(file, name, info):
 
 def as_array(name, content, dtype, shape):
     """Bytes of a file as the array that they are: read-only, of this machine's byte order."""
-    if dtype == bool and content.max(initial=0) > 1:
+    if dtype.kind == "b" and content.max(initial=0) > 1:
         raise FileFormatError(f"tensor {name!r} of bools holds other bytes than 0 and 1")
     stored = content.view(dtype).reshape(shape)
     array = stored.astype(dtype.newbyteorder("="), copy=False)

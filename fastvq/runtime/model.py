@@ -10,6 +10,7 @@ from threading import Lock
 import numpy as np
 
 from fastvq import _threads
+from fastvq.container import FileFormatError
 from fastvq.runtime import file, measure, preprocess
 from fastvq.runtime.graph import DTYPES, Graph, Value
 from fastvq.runtime.plan import Plan
@@ -243,7 +244,11 @@ class CompressedModel:
     @classmethod
     def load(cls, path) -> CompressedModel:
         """The model of a file; see :func:`fastvq.load`."""
-        return cls(*file.load(path))
+        graph, metadata = file.load(path)
+        try:
+            return cls(graph, metadata)
+        except (ValueError, TypeError) as error:
+            raise FileFormatError(f"{path}: holds no model that could run: {error}") from error
 
     def to_onnx(self, path=None):
         """The model as ONNX, of standard operators alone; needs the package onnx.
@@ -289,7 +294,12 @@ class CompressedModel:
         return Graph(graph.nodes, graph.inputs, [outputs[n] for n in names], graph.constants)
 
     def _check_methods(self):
-        for method, outputs in self.metadata.get("methods", {}).items():
+        methods = self.metadata.get("methods", {})
+        if not isinstance(methods, Mapping):
+            raise TypeError(f"methods must be a mapping to names of outputs, got {methods!r:.80}")
+        for method, outputs in methods.items():
+            if not isinstance(outputs, (str, list, tuple)):
+                raise TypeError(f"{method} is to give {outputs!r:.80}, which is no name")
             for name in _several(outputs):
                 if name not in self.output_names:
                     raise ValueError(f"{method} is to give {name!r}, which is no output")

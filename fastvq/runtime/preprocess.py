@@ -180,7 +180,7 @@ class _Picture:
 def _is_picture(value, ndim=3):
     if not isinstance(value, np.ndarray) or value.dtype != np.uint8 or 0 in value.shape:
         return False
-    return value.ndim == ndim and value.shape[-1] == 3 or value.ndim == 2 and ndim == 3
+    return (value.ndim == ndim and value.shape[-1] == 3) or (value.ndim == 2 and ndim == 3)
 
 
 def _three(picture):

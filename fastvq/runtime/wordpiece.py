@@ -136,7 +136,7 @@ class WordPiece:
 @lru_cache(maxsize=1 << 12)
 def _cleaned(c):
     """A character; nothing for one that cannot be seen, and a blank for any white space."""
-    if c in "\t\n\r" or c.isspace() and unicodedata.category(c)[0] == "Z":
+    if c in "\t\n\r" or (c.isspace() and unicodedata.category(c)[0] == "Z"):
         return " "
     hidden = c in "\0\ufffd" or unicodedata.category(c)[0] == "C"
     return "" if hidden else c
