@@ -1,14 +1,11 @@
 """`show_config`: what this installation is made of, and what is in force now."""
 
-import json
 import platform
-from pathlib import Path
 
 import numpy as np
 
 import fastvq
 from fastvq import _kernels, _threads
-from fastvq._kernels import _openmp  # type: ignore[attr-defined]
 
 
 def show_config(mode: str = "print") -> dict | None:
@@ -40,8 +37,9 @@ def show_config(mode: str = "print") -> dict | None:
     """
     if mode not in ("print", "dict"):
         raise ValueError(f'mode must be "print" or "dict", got {mode!r}')
-    build = json.loads(Path(_kernels.__file__).with_name("_build.json").read_text("utf-8"))
+    build = _kernels.build_record() or {"compiler": "none", "flags": [], "levels": {}}
     active = _kernels.active_level()
+    flags = [*build["flags"], *build["levels"][active]["flags"]] if active != "numpy" else []
     config = {
         "version": fastvq.__version__,
         "python": platform.python_version(),
@@ -50,8 +48,8 @@ def show_config(mode: str = "print") -> dict | None:
         "levels_runnable": list(_kernels.levels_runnable()),
         "level_active": active,
         "compiler": build["compiler"],
-        "flags": " ".join([*build["flags"], *build["levels"][active]["flags"]]),
-        "openmp": _openmp.enabled,
+        "flags": " ".join(flags),
+        "openmp": _threads._openmp.enabled,
         "threads": _threads.effective(),
     }
     if mode == "dict":

@@ -16,7 +16,15 @@ import os
 from operator import index
 from pathlib import Path
 
-from fastvq._kernels import _openmp  # type: ignore[attr-defined]
+try:
+    from fastvq._kernels import _openmp  # type: ignore[attr-defined]
+except ImportError:  # nothing is compiled: nothing runs on threads
+
+    class _openmp:
+        enabled = False
+        max_threads = staticmethod(lambda: 1)
+        in_parallel = staticmethod(lambda: False)
+
 
 # OpenMP libraries end the process when they cannot start a thread: an absurd number must not.
 _MOST = 1024

@@ -8,8 +8,13 @@ module may itself hold instructions that another CPU lacks, so trying would end 
 
 A kernel is fetched with `load`: one that the active level lacks is an error, never silently
 another level's, because scalar code in its place costs an order of magnitude and nobody notices.
+
+The level "numpy" has no kernels at all. Models run on it by the definitions of their operators,
+exactly and slowly; what needs a kernel says so. It is the level of a wheel that was built without
+compiled parts, and anywhere else of FASTVQ_LEVEL=numpy.
 """
 
+import json
 import os
 from importlib import import_module
 from importlib.machinery import EXTENSION_SUFFIXES
@@ -19,14 +24,29 @@ from fastvq._kernels._levels import LEVELS
 
 _HERE = Path(__file__).parent
 
+
+def build_record():
+    """What setup.py noted of the build: compiler, flags, levels; None where nothing was built."""
+    path = _HERE / "_build.json"
+    return json.loads(path.read_text("utf-8")) if path.exists() else None
+
+
+def _without_kernels():
+    """Whether there are to be none: so it was built, or so it is wanted."""
+    record = build_record() or {}
+    return os.environ.get("FASTVQ_LEVEL") == "numpy" or record.get("levels") == {}
+
+
 try:
     from fastvq._kernels import _cpu  # type: ignore[attr-defined]
 except ImportError as error:
-    raise ImportError(
-        f"fastvq's kernels are not built in {_HERE}: {error}. If that is the source tree, "
-        "build it in place with `pip install -e .`, or install it with `pip install .` and run "
-        "Python from another directory"
-    ) from error
+    if not _without_kernels():
+        raise ImportError(
+            f"fastvq's kernels are not built in {_HERE}: {error}. If that is the source tree, "
+            "build it in place with `pip install -e .`, or install it with `pip install .` and run "
+            "Python from another directory"
+        ) from error
+    _cpu = None
 
 
 def levels_built():
@@ -35,7 +55,9 @@ def levels_built():
 
 
 def levels_runnable():
-    """Names of the built levels that this CPU can run, ascending."""
+    """Names of the built levels that this CPU can run, ascending; "numpy" is none of them."""
+    if _cpu is None:
+        return ()
     machine, features = _cpu.machine(), _cpu.features()
     return tuple(
         level.name
@@ -51,6 +73,16 @@ def active_level():
 
 def load(kernel):
     """The module of a kernel, from the active level: `load("assign")`."""
+    if _ACTIVE == "numpy":
+        raise ImportError(
+            "quantizers and fastvq.kernels need compiled kernels, and there are none: "
+            + (
+                "this installation of fastvq was built without them"
+                if _cpu is None
+                else "FASTVQ_LEVEL is numpy"
+            )
+            + " (models run without)"
+        )
     try:
         return import_module(f"fastvq._kernels.{_ACTIVE}.{kernel}")
     except ModuleNotFoundError as error:
@@ -66,6 +98,8 @@ def _is_built(level):
 
 def _choose(forced):
     """The best runnable level, or `forced`; an ImportError that lists the choices if it cannot."""
+    if forced == "numpy" or (_cpu is None and not forced):
+        return "numpy"
     runnable = levels_runnable()
     choices = f"runnable here: {', '.join(runnable) or 'none'}"
     if not forced:
