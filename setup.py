@@ -4,6 +4,9 @@ Which levels are built follows from the compiler: those of its target machine wh
 The CPU of the machine that builds plays no part, and NumPy is not needed. With OpenMP where a test
 program compiles and links, else single-threaded. What was found is written beside the kernels as
 `_build.json` (`fastvq.show_config()` prints it), and a change in it rebuilds everything.
+
+With FASTVQ_PURE=1 in the environment nothing is compiled, and the wheel is one for any machine
+(py3-none-any): it runs models, by NumPy alone, and has no quantizers.
 """
 
 import json
@@ -21,9 +24,11 @@ from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.build import build
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 from setuptools.errors import PlatformError
 from setuptools.modified import newer_group
 
+PURE = os.environ.get("FASTVQ_PURE", "0") not in ("", "0")
 SOURCES = Path("fastvq/_kernels")
 SHARED = "fastvq._kernels._cyutility"
 TABLE = runpy.run_path(str(SOURCES / "_levels.py"))
@@ -222,6 +227,21 @@ class BuildExt(build_ext):
         self.copy_file(built, str(SOURCES / "_build.json"))
 
 
+class PureBuildPy(build_py):
+    """Notes beside the sources that nothing was compiled, and that so it is meant to be."""
+
+    def run(self):
+        super().run()
+        record = {"compiler": "none", "flags": [], "levels": {}, "openmp": False}
+        Path(self.record_path()).write_text(json.dumps(record) + "\n")
+
+    def record_path(self):
+        return os.path.join(self.build_lib, SOURCES, "_build.json")
+
+    def get_outputs(self, include_bytecode=1):
+        return [*super().get_outputs(include_bytecode), self.record_path()]
+
+
 class Build(build):
     """Clears what earlier builds left in build/lib, which would get into the wheel."""
 
@@ -253,4 +273,7 @@ def n_cpus():
 
 # Translating in parallel starts processes, which import this file again on some systems.
 if __name__ == "__main__":
-    setup(ext_modules=list(extensions()), cmdclass={"build": Build, "build_ext": BuildExt})
+    if PURE:
+        setup(cmdclass={"build": Build, "build_py": PureBuildPy})
+    else:
+        setup(ext_modules=list(extensions()), cmdclass={"build": Build, "build_ext": BuildExt})

@@ -14,10 +14,12 @@ import sys
 import sysconfig
 import tarfile
 import textwrap
+import venv
 import zipfile
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import fastvq
@@ -313,3 +315,82 @@ def test_installed_levels_hold_every_kernel_of_the_sources():
     for level in _kernels.levels_built():
         folder = Path(_kernels.__file__).parent / level
         assert {path.name.split(".")[0] for path in folder.glob("*.so")} == sources
+
+
+# --- Where only NumPy is ------------------------------------------------------------------------
+
+
+def bare_environment(folder):
+    """A virtual environment of NumPy and nothing else: its interpreter and its site-packages."""
+    venv.create(folder, symlinks=True)
+    python = folder / "bin" / "python"
+    (packages,) = (folder / "lib").glob("python*/site-packages")
+    for part in Path(np.__file__).parent.parent.glob("numpy*"):
+        (packages / part.name).symlink_to(part)
+    return python, packages
+
+
+USE_MODELS = """
+import sys
+import numpy as np
+import fastvq
+model = fastvq.load("model.fvq")
+np.save("y.npy", model(np.load("x.npy")))
+print(list(model.predict(np.load("x.npy"))))
+outside = {name.split(".")[0] for name in sys.modules} - set(sys.stdlib_module_names)
+print(sorted(name for name in outside if name in ("fastvq", "numpy", "sklearn", "scipy", "onnx")))
+print(fastvq.show_config("dict")["level_active"])
+try:
+    fastvq.VectorQuantizer(2).fit(np.ones((5, 2)))
+except ImportError as error:
+    print(error)
+"""
+
+
+def use_models(python, folder, **environment):
+    """Run a model in a bare environment; what it prints."""
+    from golden import make as golden
+
+    model = golden.MODELS["mlp_1"]()
+    rows = np.random.default_rng(0).normal(size=(5, 4)).astype("f4")
+    model.save(folder / "model.fvq")
+    np.save(folder / "x.npy", rows)
+    environment = {"PATH": os.environ["PATH"], **environment}
+    arguments = {"cwd": folder, "env": environment, "capture_output": True, "text": True}
+    result = subprocess.run([python, "-c", USE_MODELS], **arguments)
+    assert result.returncode == 0, result.stderr
+    np.testing.assert_allclose(np.load(folder / "y.npy"), model(rows), rtol=1e-5)
+    command = [python, "-m", "fastvq.cli", "run", "model.fvq", "x.npy", "-o", "z.npy"]
+    result_of_command = subprocess.run(command, **arguments)
+    assert result_of_command.returncode == 0, result_of_command.stderr
+    np.testing.assert_array_equal(np.load(folder / "z.npy"), np.load(folder / "y.npy"))
+    labels, outside, level, *said = result.stdout.splitlines()
+    assert labels == str(list(model.predict(rows))) and outside == "['fastvq', 'numpy']"
+    return level, said
+
+
+needs_venv = pytest.mark.skipif(os.name != "posix", reason="needs symbolic links")
+
+
+@needs_venv
+def test_the_compiled_package_runs_models_with_numpy_alone(tmp_path):
+    python, packages = bare_environment(tmp_path / "bare")
+    (packages / "fastvq").symlink_to(Path(fastvq.__file__).parent)
+    assert use_models(python, tmp_path)[0] == _kernels.levels_runnable()[-1]
+    assert use_models(python, tmp_path, FASTVQ_LEVEL="numpy")[0] == "numpy"
+
+
+@needs_venv
+@needs_build_tools
+def test_a_wheel_without_compiled_parts_runs_models(tmp_path):
+    tree = tmp_path / "tree"
+    copy_sources(tree)
+    run(tree, "-m", "build", "--wheel", "--no-isolation", FASTVQ_PURE="1")
+    (wheel,) = (tree / "dist").glob("fastvq-*-py3-none-any.whl")
+    python, packages = bare_environment(tmp_path / "bare")
+    with zipfile.ZipFile(wheel) as archive:
+        assert not [name for name in archive.namelist() if name.endswith((".so", ".pyx", ".h"))]
+        archive.extractall(packages)
+    level, said = use_models(python, tmp_path)
+    assert level == "numpy"
+    assert any("sklearn" in line or "compiled kernels" in line for line in said)

@@ -231,7 +231,8 @@ def resize(picture, height, width):
     """Resize by the triangle filter, as wide as a new pixel is ("bilinear with antialias").
 
     Pixel by pixel what Pillow computes: first along rows, then along columns, in integers with 22
-    bits of fraction, rounded to uint8 after each.
+    bits of fraction, rounded to uint8 after each. (From version 13 on, Pillow begins with columns
+    where that is less work, and may differ by one there.)
 
     Parameters
     ----------
