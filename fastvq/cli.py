@@ -13,7 +13,7 @@ import os
 import sys
 import time
 
-from . import __version__, demo
+from . import __version__, cli_models, demo
 
 __all__ = ["main"]
 
@@ -49,7 +49,8 @@ def main(argv=None):
 def _parser():
     parser = argparse.ArgumentParser(
         prog="fastvq",
-        description="Vector quantization: fit codebooks, turn vectors into codes and back.",
+        description="Vector quantization: fit codebooks, turn vectors into codes and back; and "
+        "models in small files, run with NumPy alone.",
         epilog="Try `fastvq demo` first. `fastvq COMMAND --help` explains a command.",
     )
     parser.add_argument("--version", action="version", version=f"fastvq {__version__}")
@@ -74,6 +75,7 @@ def _parser():
     _add_decode(add)
     _add_inspect(add)
     _add_image(add)
+    cli_models.add_commands(add)
     return parser
 
 
@@ -349,8 +351,9 @@ def _add_inspect(add):
         _inspect,
         "what a saved file holds",
         "Print what a file that fastvq saved holds: its kind, the versions that wrote it, "
-        "parameters, fitted values, and the tensors with their dtypes, shapes and bytes. Nothing "
-        "is loaded; --verify reads it all and compares checksums.",
+        "parameters, fitted values, and the tensors with their dtypes, shapes and bytes; of a "
+        "model its inputs, outputs, operators and constants. --verify reads it all and compares "
+        "checksums.",
         "fastvq inspect vq.fvq --verify",
     )
     command.add_argument("input", metavar="FILE", help="as `fastvq fit` or `save` writes it")
@@ -369,10 +372,17 @@ def _inspect(args):
         print(json.dumps(_summary_dict(summary, damaged), indent=2))
     else:
         for line in _summary_lines(args.input, summary, damaged):
-            print(line if line.isprintable() else ascii(line)[1:-1])  # a file may try to draw
+            _print_safely(line)
+        if summary.kind == "CompressedModel" and not damaged:
+            for line in cli_models.model_lines(args.input):
+                _print_safely(line)
     if damaged:
         names = ", ".join(map(repr, damaged))
         raise ValueError(f"{args.input}: damaged: checksums do not match in {names}")
+
+
+def _print_safely(line):
+    print(line if line.isprintable() else ascii(line)[1:-1])  # a file may try to draw
 
 
 def _summary_dict(summary, damaged):

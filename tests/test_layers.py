@@ -42,6 +42,7 @@ FLOORS["neural"] = FLOORS["distributed"] = BASE | {"vq", "compress"}
 FLOORS["exchange"] = {"vq"}
 FLOORS["_load"] = {"container", "vq", "runtime"}
 FLOORS["demo"] = {"fastvq", *FLOORS}
+FLOORS["cli_models"] = {"fastvq", *FLOORS}
 FLOORS["cli"] = {"fastvq", *FLOORS}
 # The package itself chooses the level; its public names are loaded lazily (`_ORIGIN`).
 FLOORS["fastvq"] = {"_kernels"}
@@ -63,6 +64,7 @@ OUTSIDE = {
     "distributed": ...,
     "demo": ...,
     "exchange": {"numpy", "sklearn", "faiss"},
+    "cli_models": {"numpy", "joblib"},  # joblib comes with scikit-learn
     "fastvq": set(),
 }
 NUMPY_ONLY = {"numpy"}

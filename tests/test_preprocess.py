@@ -27,9 +27,10 @@ def picture(height, width):
     return RNG.integers(0, 256, (height, width, 3), np.uint8)
 
 
-class TestPictures:
-    SIZES = [(1, 1), (2, 3), (7, 5), (31, 33), (64, 64), (97, 12), (300, 451)]
+SIZES = [(1, 1), (2, 3), (7, 5), (31, 33), (64, 64), (97, 12), (300, 451)]
 
+
+class TestPictures:
     @pytest.mark.parametrize("new", SIZES)
     @pytest.mark.parametrize("old", SIZES)
     def test_resize_is_pillow_s(self, old, new):
@@ -98,7 +99,18 @@ class TestPictures:
 
 
 WORDS = "the quick brown fox jump ##s ##ed over lazy dog ! , . [ ] UNK un ##believ ##able a ##a"
-VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS.split(), "狐", "c", "##af", "##e"]
+VOCABULARY = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    *WORDS.split(),
+    "狐",
+    "c",
+    "##af",
+    "##e",
+]
 
 
 def tokens(text, **options):
@@ -165,7 +177,7 @@ class TestText:
             fastvq.load(tmp_path / "m")
 
 
-# ---- beside the package that the models come with -------------------------------------------------
+# ---- beside the package that the models come with -----------------------------------------------
 
 
 def minilm():
@@ -184,7 +196,9 @@ def both():
     theirs.no_padding()
     theirs.enable_truncation(128)
     vocabulary = sorted(theirs.get_vocab(), key=theirs.get_vocab().get)
-    return theirs, WordPiece(vocabulary, max_length=128, special=vocabulary[:1] + vocabulary[100:104])
+    return theirs, WordPiece(
+        vocabulary, max_length=128, special=vocabulary[:1] + vocabulary[100:104]
+    )
 
 
 def sentences():

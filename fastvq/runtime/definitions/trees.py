@@ -138,7 +138,9 @@ class Forest:
         """Breadth first, each tree of n inner nodes has 2n + 1, and children follow their parents."""
         inner = np.add.reduceat(~self.leaf, self.roots)
         if (self.sizes != 2 * inner + 1).any():
-            raise ValueError(f"tree {np.argmax(self.sizes != 2 * inner + 1)} is none: nodes missing")
+            raise ValueError(
+                f"tree {np.argmax(self.sizes != 2 * inner + 1)} is none: nodes missing"
+            )
         if ((self.first <= numbers) & ~self.leaf).any():
             raise ValueError("nodes are not in breadth-first order")
 

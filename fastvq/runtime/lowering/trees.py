@@ -13,7 +13,9 @@ _STEP_SECONDS, _THREAD_SECONDS = 1.0e-9, 20e-6
 
 @lowering("TreeEnsemble")
 def tree_ensemble(node, inputs, outputs, plan):
-    x, roots, feature, threshold, values, base, target, test, categories = [*inputs, *[None] * 3][:9]
+    x, roots, feature, threshold, values, base, target, test, categories = [*inputs, *[None] * 3][
+        :9
+    ]
     constants = [t for t in inputs[1:] if t is not None]
     if x.dtype != np.float32 or not all(t.known for t in constants) or not x.size:
         return None
