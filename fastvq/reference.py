@@ -24,6 +24,8 @@ __all__ = [
     "encode_even",
     "encode_levels",
     "extremes",
+    "gemm_dynamic",
+    "gemm_int8",
     "local_search",
     "nearest_by_bits",
     "nearest_by_short_tables",
@@ -32,6 +34,7 @@ __all__ = [
     "pack_codes",
     "pack_short",
     "pairwise",
+    "quantize_rows",
     "rans_decode",
     "rans_encode",
     "rotate",
@@ -443,3 +446,70 @@ def rans_decode(words, lengths, frequencies, symbols, *, block):
             states[i % _STATES] = x if x >= _LOWEST else x << 32 | next(stream)
             symbols[start + i] = symbol
     return symbols
+
+
+def integer_matmul(a, b):
+    """a (..., m, k) times b (..., k, n), integers of 9 bits and 8 bits, as int32, exactly.
+
+    In float32, which BLAS is fast at: 256 products of 2^9 · 2^7 stay below 2^24, and so are exact in
+    any order.
+    """
+    total = None
+    for start in range(0, a.shape[-1], 256):
+        part = np.matmul(
+            a[..., start : start + 256].astype(np.float32),
+            b[..., start : start + 256, :].astype(np.float32),
+        ).astype(np.int32)
+        total = part if total is None else total + part
+    if total is None:
+        total = np.zeros(np.matmul(a, b).shape, np.int32)
+    return total
+
+
+def requantize(sums, multiplier, zero_point, low=-128, high=127):
+    """clamp(rne(float32(sums) · multiplier) + zero_point), int8."""
+    with np.errstate(over="ignore"):
+        q = np.rint(sums.astype(np.float32) * np.asarray(multiplier, np.float32)) + np.float32(
+            zero_point
+        )
+    return np.clip(q, max(low, -128), min(high, 127)).astype(np.int8)
+
+
+def gemm_int8(
+    X, weight, *, zero_point=0, bias=None, multiplier=None, out_zero_point=0, low=None, high=None,
+    table=None, dtype=None,
+):  # fmt: skip
+    """Exact sums; requantized, looked up, or scaled to float32."""
+    sums = integer_matmul(X.astype(np.int32) - zero_point, weight.T)
+    sums = sums if bias is None else sums + np.asarray(bias, np.int32)
+    dtype = dtype or ("int32" if multiplier is None else "int8")
+    if dtype == "int32":
+        return sums
+    if dtype == "float32":
+        low, high = (-np.inf if low is None else low), (np.inf if high is None else high)
+        return np.clip(sums.astype(np.float32) * np.float32(multiplier), low, high)
+    low, high = (-128 if low is None else low), (127 if high is None else high)
+    q = requantize(sums, multiplier, out_zero_point, low, high)
+    return q if table is None else table[q.astype(np.int32) + 128]
+
+
+def quantize_rows(X):
+    """Rows as int8: codes, scale and zero point, from the range of each with zero in it."""
+    finite = np.isfinite(X).all(axis=1)
+    X = np.where(finite[:, None], X, np.float32(0))
+    low, high = X.min(axis=1, initial=0), X.max(axis=1, initial=0)
+    scale = np.maximum(high / np.float32(255) - low / np.float32(255), np.float32(2.0**-126))
+    inverse = np.float32(1) / scale
+    zero_point = np.where(finite, -128 - np.rint(low * inverse).astype(np.int32), 0)
+    q = np.rint(X * inverse[:, None]) + zero_point[:, None]
+    codes = np.where(finite[:, None], np.clip(q, -128, 127), 0).astype(np.int8)
+    return codes, np.where(finite, scale, np.float32(np.nan)), zero_point.astype(np.int32)
+
+
+def gemm_dynamic(X, weight, scale, *, bias=None, low=-np.inf, high=np.inf):
+    """Quantized rows, exact sums, and back: one float32 operation after the other."""
+    codes, row_scale, zero_point = quantize_rows(X)
+    sums = integer_matmul(codes.astype(np.int32) - zero_point[:, None], weight.T)
+    y = sums.astype(np.float32) * row_scale[:, None] * np.asarray(scale, np.float32)
+    y = y if bias is None else y + np.asarray(bias, np.float32)
+    return np.clip(y, np.float32(low), np.float32(high))

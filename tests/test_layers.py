@@ -28,15 +28,16 @@ FLOORS = {
     "container": {"_files"},
     "_threads": {"_kernels"},
     "_panels": set(),
+    "_dots": {"_kernels"},
     "_optimal": {"_kernels"},
     "_screen": {"_kernels", "_panels"},
     "_config": {"fastvq", "_kernels", "_threads"},
-    "kernels": {"_kernels", "_optimal", "_panels", "_screen", "_threads", "_validation"},
+    "kernels": {"_dots", "_kernels", "_optimal", "_panels", "_screen", "_threads", "_validation"},
     "entropy": {"_validation", "kernels"},
 }
 BASE = {"_validation", "_threads", "_kernels", "_progress", "kernels", "container", "entropy"}
 FLOORS["vq"] = BASE | {"_screen"}
-FLOORS["runtime"] = BASE - {"_progress"}
+FLOORS["runtime"] = BASE - {"_progress"} | {"_dots"}
 FLOORS["compress"] = BASE | {"vq", "runtime"}
 FLOORS["neural"] = FLOORS["distributed"] = BASE | {"vq", "compress"}
 FLOORS["exchange"] = {"vq"}

@@ -12,6 +12,7 @@ from fastvq.kernels._assign import assign, assign_screened, assign_two, distance
 from fastvq.kernels._call import thread_count
 from fastvq.kernels._codebook import Prepared, prepare, widened
 from fastvq.kernels._coding import pack_codes, rans_decode, rans_encode, symbol_counts, unpack_codes
+from fastvq.kernels._integers import Int8Weight, gemm_dynamic, gemm_int8, quantize_rows
 from fastvq.kernels._product import (
     Rotation,
     Subspaces,
@@ -52,6 +53,7 @@ from fastvq.kernels._stages import (
 
 __all__ = [
     "Coded",
+    "Int8Weight",
     "Levels",
     "Prepared",
     "Rotation",
@@ -73,6 +75,8 @@ __all__ = [
     "encode_even",
     "encode_levels",
     "extremes",
+    "gemm_dynamic",
+    "gemm_int8",
     "local_search",
     "nearest_by_bits",
     "nearest_by_short_tables",
@@ -84,6 +88,7 @@ __all__ = [
     "prepare",
     "prepare_subspaces",
     "project",
+    "quantize_rows",
     "rans_decode",
     "rans_encode",
     "rotate",

@@ -1,0 +1,85 @@
+"""Weights of 8-bit integers as the kernels read them, with what belongs to each column of sums."""
+
+import numpy as np
+
+from fastvq._kernels import load
+
+__all__ = ["LARGEST_WIDTH", "Packed", "check_sums"]
+
+# Values of a row, at most: |x - zero point| <= 255 and |w| <= 128, and 65536 such products still
+# fit in 32 bits. What a bias adds is looked at column by column in `check_sums`.
+LARGEST_WIDTH = 1 << 16
+
+
+class Packed:
+    """A weight (groups, n, k) of int8, packed for the active level.
+
+    Parameters
+    ----------
+    weight : ndarray of int8, shape (n, k) or (groups, n, k)
+
+    Attributes
+    ----------
+    panels : flat array of int8
+    sums : ndarray of int32, shape (groups, n): of each row of the weight
+    """
+
+    def __init__(self, weight):
+        weight = np.asarray(weight)
+        if weight.dtype != np.int8 or weight.ndim not in (2, 3) or 0 in weight.shape:
+            raise ValueError(
+                f"weight must be int8 of shape (n, k), not empty, got {weight.shape} of "
+                f"{weight.dtype}"
+            )
+        weight = weight if weight.ndim == 3 else weight[None]
+        self.groups, self.n, self.k = weight.shape
+        if self.k > LARGEST_WIDTH:
+            raise ValueError(
+                f"rows of {self.k} values could overflow 32 bits: {LARGEST_WIDTH} at most"
+            )
+        kernel = load("int8")
+        self._columns, self._offset = kernel.COLUMNS, kernel.OFFSET
+        size = -(-self.n // kernel.COLUMNS) * kernel.COLUMNS * -(-self.k // kernel.GROUP)
+        # A vector's read of the last group may not pass the end.
+        self.panels = _aligned(self.groups * size * kernel.GROUP, np.int8)
+        self.sums = np.empty((self.groups, self.n), np.int32)
+        parts = self.panels.reshape(self.groups, -1)
+        for group, part, sums in zip(weight, parts, self.sums, strict=True):
+            kernel.pack(group, part, sums)
+        self.column_sums = self.per_column(self.sums, np.int32)
+
+    def per_column(self, values, dtype):
+        """Values of all columns, (groups * n,) or one for all, with room up to whole panels."""
+        values = np.broadcast_to(np.ravel(values), self.groups * self.n)
+        padded = -(-self.n // self._columns) * self._columns
+        out = _aligned(self.groups * padded, dtype).reshape(self.groups, padded)
+        out[:] = 0
+        out[:, : self.n] = values.reshape(self.groups, self.n)
+        return out.ravel()
+
+    def start(self, zero_point, bias):
+        """What every sum starts from: the bias, less what zero point and offset have added."""
+        bias = 0 if bias is None else np.asarray(bias, np.int64).reshape(self.groups, self.n)
+        total = bias - (zero_point + self._offset) * self.sums.astype(np.int64)
+        return self.per_column(total.astype(np.uint32).view(np.int32), np.int32)
+
+
+def check_sums(weight, bias, what="bias"):
+    """Raise where a sum could leave 32 bits: 255 times the sum of |w| and the bias together."""
+    rows = np.asarray(weight).reshape(len(weight), -1)
+    if rows.shape[1] > LARGEST_WIDTH:
+        raise ValueError(f"sums of {rows.shape[1]} products, more than {LARGEST_WIDTH}")
+    if bias is None:
+        return
+    most = 255 * np.abs(rows, dtype=np.int32).sum(axis=1, dtype=np.int64) + np.abs(
+        np.asarray(bias, np.int64)
+    )
+    if most.max(initial=0) > np.iinfo(np.int32).max:
+        raise ValueError(f"{what} and products of column {most.argmax()} could overflow 32 bits")
+
+
+def _aligned(size, dtype):
+    nbytes = size * np.dtype(dtype).itemsize
+    memory = np.empty(nbytes + 128, np.uint8)
+    skip = -memory.ctypes.data % 64
+    return memory[skip : skip + nbytes].view(dtype)

@@ -1,0 +1,337 @@
+/* Products of 8-bit rows with packed weights, and what is made of the sums.
+ *
+ * A block of rows becomes left operands (dot.h) in scratch: int8 rows as they are, float rows
+ * quantized row by row, or the patches of a convolution, gathered. Panels of the weight then pass
+ * by, each met by all rows of the block, and the sums of a tile are finished while they are warm.
+ *
+ * All integers are exact, and so are the bits of what is finished: `product` keeps a product from
+ * being fused with what is added to it, so that every level rounds alike.
+ */
+#ifndef FASTVQ_INT8_H
+#define FASTVQ_INT8_H
+
+#include "dot.h"
+
+enum { TO_INT32, TO_INT8, TO_FLOAT };
+enum { FROM_INT8, FROM_FLOAT, FROM_PATCHES };
+/* Room after a row in scratch, so that vectors may be written past its end. */
+enum { ROW_SLACK = 64 };
+
+/* a * b, rounded, whatever is done to it next. */
+INLINE f32_lanes product(f32_lanes a, f32_lanes b)
+{
+    f32_lanes rounded = a * b;
+    OPAQUE(rounded);
+    return rounded;
+}
+
+/* To the nearest integer, of two to the even one, for |x| below 2^22: adding 1.5 * 2^23 leaves no
+ * bits for a fraction. The same instructions on every level. */
+INLINE i32_lanes nearest(f32_lanes x)
+{
+    const float shift = 12582912.0f;
+    f32_lanes moved = x + shift;
+    OPAQUE(moved);
+    return (i32_lanes)moved - 0x4B400000;
+}
+
+INLINE f32_lanes clamped(f32_lanes x, float low, float high)
+{
+    /* the bound comes second: a NaN becomes the bound on x86; callers keep NaN away */
+    return f32_min(f32_max(x, (f32_lanes){0} + low), (f32_lanes){0} + high);
+}
+
+/* ---- rows of floats to rows of bytes ---------------------------------------------------------- */
+
+typedef struct {
+    float scale;        /* real = scale * (q - zero_point) */
+    int32_t zero_point;
+} RowScale;
+
+/* Range of a row, zero included, in 255 steps. A row with NaN or infinity has the scale NaN. */
+INLINE RowScale row_scale(const float *row, int64_t width)
+{
+    f32_lanes low = {0}, high = {0}, bad = {0};
+    int64_t f = 0;
+    for (; f + F32_LANES <= width; f += F32_LANES) {
+        f32_lanes x;
+        memcpy(&x, row + f, sizeof x);
+        low = f32_min(x, low);
+        high = f32_max(x, high);
+        bad += x - x;
+    }
+    float least = 0, most = 0, wrong = 0;
+    for (int lane = 0; lane < F32_LANES; lane++) {
+        least = low[lane] < least ? low[lane] : least;
+        most = high[lane] > most ? high[lane] : most;
+        wrong += bad[lane];
+    }
+    for (; f < width; f++) {
+        least = row[f] < least ? row[f] : least;
+        most = row[f] > most ? row[f] : most;
+        wrong += row[f] - row[f];
+    }
+    if (wrong != 0) return (RowScale){wrong, 0}; /* NaN differs from 0 */
+    float scale = most / 255.0f - least / 255.0f;
+    if (scale < 0x1p-126f) scale = 0x1p-126f; /* whose inverse is finite */
+    f32_lanes lowest = product((f32_lanes){0} + least, (f32_lanes){0} + 1.0f / scale);
+    return (RowScale){scale, -128 - nearest(lowest)[0]};
+}
+
+/* Four vectors of values, as steps. */
+INLINE i8_lanes quantized(const float *x, float inverse, int32_t zero_point)
+{
+    i32_lanes q[4];
+    UNROLL for (int v = 0; v < 4; v++) {
+        f32_lanes value;
+        memcpy(&value, x + v * F32_LANES, sizeof value);
+        value = product(value, (f32_lanes){0} + inverse);
+        q[v] = nearest(clamped(value, (float)(-128 - zero_point), (float)(127 - zero_point)));
+        q[v] += zero_point;
+    }
+    return narrow(q);
+}
+
+/* codes OUT (width), and room for LANE_BYTES more where `slack`. */
+INLINE void quantize_row(const float *row, int64_t width, RowScale by, int8_t *codes)
+{
+    if (by.scale != by.scale) {
+        memset(codes, 0, (size_t)width);
+        return;
+    }
+    float inverse = 1.0f / by.scale;
+    int64_t f = 0;
+    for (; f + LANE_BYTES <= width; f += LANE_BYTES) {
+        i8_lanes bytes = quantized(row + f, inverse, by.zero_point);
+        memcpy(codes + f, &bytes, sizeof bytes);
+    }
+    if (f < width) {
+        float rest[LANE_BYTES] = {0};
+        memcpy(rest, row + f, (size_t)(width - f) * sizeof(float));
+        i8_lanes bytes = quantized(rest, inverse, by.zero_point);
+        memcpy(codes + f, &bytes, (size_t)(width - f));
+    }
+}
+
+/* ---- the job ----------------------------------------------------------------------------------- */
+
+/* Where a window of a picture (N, H, W, C) lies. */
+typedef struct {
+    int64_t height, width, channels; /* of the picture, all groups */
+    int64_t out_height, out_width;
+    int64_t kernel_height, kernel_width;
+    int64_t stride_y, stride_x, dilation_y, dilation_x, pad_y, pad_x;
+} Window;
+
+typedef struct {
+    int from, to;
+    const void *x;
+    int64_t rows, width, columns; /* of one group */
+    int64_t stride;               /* elements from a row of x to the next */
+    int64_t groups, out_stride;   /* elements from a row of y to the next */
+    const int8_t *panels;         /* (groups, panels, steps, DOT_STEP) */
+    const int32_t *column_sums;   /* (groups, columns, padded): of the weight */
+    const int32_t *start;         /* the same: bias, less what zero point and offset add */
+    const float *multiplier;      /* the same; not TO_INT32 */
+    const float *bias;            /* the same, TO_FLOAT, or NULL */
+    const int8_t *table;          /* (256,), TO_INT8, or NULL: what becomes of q, at q + 128 */
+    float low, high;              /* TO_INT8: bounds of q; TO_FLOAT: of y */
+    int32_t zero_point;           /* of y */
+    int8_t padding;               /* FROM_PATCHES: what lies outside of the picture */
+    Window window;
+    void *y;
+} Job;
+
+INLINE int64_t padded(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+INLINE int64_t job_panels(const Job *job) { return (job->columns + DOT_COLUMNS - 1) / DOT_COLUMNS; }
+
+/* Values from a left row to the next; multiples of 64 bytes, and odd ones, as rows a power of two
+ * apart would share a few sets of the cache. */
+INLINE int64_t left_stride(int64_t width)
+{
+    int64_t line = 64 / (int64_t)sizeof(dot_left);
+    return (padded(width + DOT_GROUP, line) / line | 1) * line;
+}
+
+INLINE int64_t block_bytes(int64_t rows, int64_t width)
+{
+    return rows * (left_stride(width) * (int64_t)sizeof(dot_left) + (int64_t)sizeof(RowScale)) +
+           padded(width + ROW_SLACK, 64) + 64;
+}
+
+/* The patch of output place `row`, of one group: kernel_height * kernel_width * width / both. */
+INLINE void gather_patch(const Job *job, int64_t row, int64_t group, int8_t *patch)
+{
+    const Window *w = &job->window;
+    int64_t channels = w->channels / job->groups;
+    int64_t out_x = row % w->out_width, out_y = row / w->out_width % w->out_height;
+    int64_t top = out_y * w->stride_y - w->pad_y, left = out_x * w->stride_x - w->pad_x;
+    const int8_t *picture = (const int8_t *)job->x +
+                            row / (w->out_width * w->out_height) * w->height * w->width * w->channels;
+    picture += group * channels;
+    for (int64_t ky = 0; ky < w->kernel_height; ky++) {
+        int64_t y = top + ky * w->dilation_y;
+        int inside = y >= 0 && y < w->height;
+        if (inside && w->dilation_x == 1 && job->groups == 1 && left >= 0 &&
+            left + w->kernel_width <= w->width) {
+            size_t run = (size_t)(w->kernel_width * channels);
+            memcpy(patch, picture + (y * w->width + left) * channels, run);
+            patch += run;
+            continue;
+        }
+        for (int64_t kx = 0; kx < w->kernel_width; kx++) {
+            int64_t x = left + kx * w->dilation_x;
+            if (inside && x >= 0 && x < w->width)
+                memcpy(patch, picture + (y * w->width + x) * w->channels, (size_t)channels);
+            else
+                memset(patch, job->padding, (size_t)channels);
+            patch += channels;
+        }
+    }
+}
+
+/* Rows first .. first + count as left operands. */
+INLINE void fill_block(const Job *job, int64_t first, int64_t count, int64_t group, dot_left *left,
+                       RowScale *scales, int8_t *bytes)
+{
+    int64_t stride = left_stride(job->width);
+    for (int64_t i = 0; i < count; i++) {
+        const int8_t *row = bytes;
+        if (job->from == FROM_INT8)
+            row = (const int8_t *)job->x + (first + i) * job->stride;
+        else if (job->from == FROM_PATCHES)
+            gather_patch(job, first + i, group, bytes);
+        else {
+            const float *values = (const float *)job->x + (first + i) * job->stride;
+            scales[i] = row_scale(values, job->width);
+            quantize_row(values, job->width, scales[i], bytes);
+        }
+        dot_left_row(row, job->width, left + i * stride);
+    }
+}
+
+/* ---- what is made of the sums of a tile --------------------------------------------------------- */
+
+/* Values of one row and panel: out OUT (DOT_COLUMNS). */
+INLINE void finish_int8(const Job *job, const int32_t *sums, int64_t at, int8_t *out)
+{
+    float low = job->low - (float)job->zero_point, high = job->high - (float)job->zero_point;
+    i32_lanes q[4] = {{0}, {0}, {0}, {0}};
+    UNROLL for (int v = 0; v < DOT_VECTORS; v++) {
+        i32_lanes sum, start;
+        f32_lanes multiplier;
+        memcpy(&sum, sums + v * F32_LANES, sizeof sum);
+        memcpy(&start, job->start + at + v * F32_LANES, sizeof start);
+        memcpy(&multiplier, job->multiplier + at + v * F32_LANES, sizeof multiplier);
+        f32_lanes real = product(__builtin_convertvector(sum + start, f32_lanes), multiplier);
+        q[v] = nearest(clamped(real, low, high)) + job->zero_point;
+    }
+    i8_lanes bytes = narrow(q);
+    memcpy(out, &bytes, DOT_COLUMNS < LANE_BYTES ? DOT_COLUMNS : LANE_BYTES);
+    if (job->table)
+        for (int j = 0; j < DOT_COLUMNS; j++) out[j] = job->table[out[j] + 128];
+}
+
+INLINE void finish_float(const Job *job, const int32_t *sums, int64_t at, const RowScale *scale,
+                         float *out)
+{
+    UNROLL for (int v = 0; v < DOT_VECTORS; v++) {
+        int64_t place = at + v * F32_LANES;
+        i32_lanes sum, other;
+        f32_lanes multiplier, real;
+        memcpy(&sum, sums + v * F32_LANES, sizeof sum);
+        memcpy(&multiplier, job->multiplier + place, sizeof multiplier);
+        if (scale) {
+            memcpy(&other, job->column_sums + place, sizeof other);
+            sum -= other * (scale->zero_point + DOT_OFFSET);
+            real = __builtin_convertvector(sum, f32_lanes);
+            real = product(real, (f32_lanes){0} + scale->scale);
+        } else {
+            memcpy(&other, job->start + place, sizeof other);
+            real = __builtin_convertvector(sum + other, f32_lanes);
+        }
+        real = product(real, multiplier);
+        if (job->bias) {
+            f32_lanes bias;
+            memcpy(&bias, job->bias + place, sizeof bias);
+            real += bias;
+        }
+        /* NaN stays: a bound replaces a value only where it is beaten */
+        i32_lanes under = real < job->low, over = real > job->high;
+        i32_lanes bits = (under & (i32_lanes)((f32_lanes){0} + job->low)) |
+                         (over & (i32_lanes)((f32_lanes){0} + job->high)) |
+                         (~(under | over) & (i32_lanes)real);
+        memcpy(out + v * F32_LANES, &bits, sizeof bits);
+    }
+}
+
+INLINE void finish_int32(const Job *job, const int32_t *sums, int64_t at, int32_t *out)
+{
+    for (int j = 0; j < DOT_COLUMNS; j++) out[j] = sums[j] + job->start[at + j];
+}
+
+/* The sums (rows, DOT_COLUMNS) of rows `row`.. and columns `column`.. of a group, to y. */
+INLINE void finish(const Job *job, const int32_t *sums, int rows, int64_t row, int64_t group,
+                   int64_t panel, const RowScale *scales)
+{
+    int64_t column = panel * DOT_COLUMNS, n = job->columns - column;
+    int64_t at = group * job_panels(job) * DOT_COLUMNS + column;
+    int64_t place = row * job->out_stride + group * job->columns + column;
+    int whole = n >= DOT_COLUMNS;
+    size_t count = (size_t)(whole ? DOT_COLUMNS : n);
+    for (int i = 0; i < rows; i++, sums += DOT_COLUMNS, place += job->out_stride) {
+        int32_t room[DOT_COLUMNS + LANE_BYTES / 4];
+        if (job->to == TO_INT8) {
+            int8_t *y = (int8_t *)job->y + place;
+            finish_int8(job, sums, at, whole ? y : (int8_t *)room);
+            if (!whole) memcpy(y, room, count);
+        } else if (job->to == TO_FLOAT) {
+            float *y = (float *)job->y + place;
+            const RowScale *scale = job->from == FROM_FLOAT ? scales + i : NULL;
+            finish_float(job, sums, at, scale, whole ? y : (float *)room);
+            if (!whole) memcpy(y, room, 4 * count);
+        } else {
+            int32_t *y = (int32_t *)job->y + place;
+            finish_int32(job, sums, at, whole ? y : room);
+            if (!whole) memcpy(y, room, 4 * count);
+        }
+    }
+}
+
+#define TILE_CASE(n)                                                                            \
+    case n: dot_tile(n, left, stride, panel, steps, sums); break;
+
+static void any_tile(int rows, const dot_left *left, int64_t stride, const int8_t *panel,
+                     int64_t steps, int32_t *sums)
+{
+    switch (rows) {
+        TILE_CASE(1) TILE_CASE(2) TILE_CASE(3) TILE_CASE(4) TILE_CASE(5) TILE_CASE(6)
+#if DOT_EIGHT_ROWS
+        TILE_CASE(7) TILE_CASE(8)
+#endif
+    }
+}
+
+/* Rows and panels of one group; scratch of block_bytes(count, width). */
+static void int8_block(const Job *job, int64_t first, int64_t count, int64_t group,
+                       int64_t first_panel, int64_t last_panel, char *scratch)
+{
+    int64_t stride = left_stride(job->width), steps = (job->width + DOT_GROUP - 1) / DOT_GROUP;
+    dot_left *left = (dot_left *)scratch;
+    RowScale *scales = (RowScale *)(left + count * stride);
+    fill_block(job, first, count, group, left, scales, (int8_t *)(scales + count));
+    /* Tiles of about equal height: 8 rows are better served as 4 + 4 than as 6 + 2. */
+    int64_t tiles = (count + DOT_ROWS - 1) / DOT_ROWS;
+    for (int64_t panel = first_panel; panel < last_panel; panel++) {
+        const int8_t *right = job->panels + (group * job_panels(job) + panel) * steps * DOT_STEP;
+        for (int64_t tile = 0, row = 0; tile < tiles; tile++) {
+            int rows = (int)((count - row + tiles - tile - 1) / (tiles - tile));
+            int32_t sums[DOT_ROWS * DOT_COLUMNS] __attribute__((aligned(64)));
+            any_tile(rows, left + row * stride, stride, right, steps, sums);
+            finish(job, sums, rows, first + row, group, panel, scales + row);
+            row += rows;
+        }
+    }
+}
+
+#endif

@@ -1,0 +1,185 @@
+"""Products of 8-bit integers: dense layers and convolutions; see int8.h and dot.h."""
+
+from cython.parallel cimport prange, threadid
+from libc.stdint cimport int8_t, int32_t, int64_t
+from libc.string cimport memset
+
+from fastvq._kernels.call cimport Call, entry
+
+cdef extern from "int8.h" nogil:
+    enum:
+        DOT_GROUP
+        DOT_OFFSET
+        DOT_ROWS
+        DOT_COLUMNS
+        DOT_STEP
+        FROM_FLOAT
+        FROM_PATCHES
+    ctypedef struct RowScale:
+        float scale
+        int32_t zero_point
+    ctypedef struct Window:
+        int64_t height, width, channels, out_height, out_width, kernel_height, kernel_width
+        int64_t stride_y, stride_x, dilation_y, dilation_x, pad_y, pad_x
+    ctypedef struct Job:
+        int input "from"
+        int to
+        const void *x
+        int64_t rows, width, columns, stride, groups, out_stride
+        const int8_t *panels
+        const int32_t *column_sums
+        const int32_t *start
+        const float *multiplier
+        const float *bias
+        const int8_t *table
+        float low, high
+        int32_t zero_point
+        int8_t padding
+        Window window
+        void *y
+    int64_t job_panels(const Job *)
+    int64_t block_bytes(int64_t rows, int64_t width)
+    void int8_block(const Job *, int64_t, int64_t, int64_t, int64_t, int64_t, char *)
+    RowScale row_scale(const float *, int64_t)
+    void quantize_row(const float *, int64_t, RowScale, int8_t *)
+
+# Left operands of a block stay in the second-level cache beside a panel.
+cdef enum:
+    BLOCK_BYTES = 192 * 1024
+
+# How rows are packed: values of a group, what is added to a left operand, columns of a panel.
+GROUP, OFFSET, COLUMNS = DOT_GROUP, DOT_OFFSET, DOT_COLUMNS
+
+
+cdef int64_t rows_of_block(int64_t rows, int64_t width) noexcept nogil:
+    cdef int64_t most = BLOCK_BYTES // block_bytes(1, width) // DOT_ROWS * DOT_ROWS
+    return max(1, min(rows, max(most, <int64_t> DOT_ROWS)))
+
+
+def scratch_bytes(int64_t rows, int64_t width):
+    """What a thread needs for itself."""
+    return (block_bytes(rows_of_block(rows, width), width) + 63) // 64 * 64
+
+
+def pack(const int8_t[:, :] weight, int8_t[::1] panels, int32_t[::1] column_sums):
+    """The weight as the tile reads it, and the sum of each of its rows.
+
+    weight IN (n, k); panels OUT (ceil(n / COLUMNS) * ceil(k / GROUP) * GROUP * COLUMNS);
+    column_sums OUT (n,).
+    """
+    cdef int64_t n = weight.shape[0], k = weight.shape[1], j, f
+    cdef int64_t steps = (k + DOT_GROUP - 1) // DOT_GROUP
+    cdef int8_t *panel
+    with nogil:
+        memset(&panels[0], 0, panels.shape[0])
+        for j in range(n):
+            panel = &panels[0] + (j // DOT_COLUMNS * steps * DOT_COLUMNS + j % DOT_COLUMNS) * DOT_GROUP
+            column_sums[j] = 0
+            for f in range(k):
+                panel[f // DOT_GROUP * DOT_STEP + f % DOT_GROUP] = weight[j, f]
+                column_sums[j] += weight[j, f]
+
+
+cdef void one_task(
+    const Job *job, int64_t task, int64_t blocks, int64_t per_block, int64_t chunks, char *scratch,
+) noexcept nogil:
+    """A block of rows and a share of the panels of one group."""
+    cdef int64_t chunk = task % chunks, block = task // chunks % blocks
+    cdef int64_t group = task // (chunks * blocks), panels = job_panels(job)
+    cdef int64_t first = block * per_block
+    int8_block(job, first, min(per_block, job.rows - first), group,
+               panels * chunk // chunks, panels * (chunk + 1) // chunks, scratch)
+
+
+cdef void run_job(const Job *job, int threads, char *scratch) noexcept nogil:
+    """Tasks of any order: none shares an output with another."""
+    cdef int64_t per_block = rows_of_block(job.rows, job.width)
+    cdef int64_t blocks, chunks = 1, task
+    cdef int64_t room = (block_bytes(per_block, job.width) + 63) // 64 * 64
+    # Smaller blocks where threads would be idle; then panels are shared out, and packing repeated.
+    while threads > 1 and job.groups * ((job.rows + per_block - 1) // per_block) < 2 * threads \
+            and per_block > 2 * DOT_ROWS:
+        per_block = (per_block // 2 + DOT_ROWS - 1) // DOT_ROWS * DOT_ROWS
+    blocks = (job.rows + per_block - 1) // per_block
+    if threads > 1 and blocks * job.groups < 2 * threads:
+        chunks = max(1, min(job_panels(job), 2 * threads // (blocks * job.groups)))
+    if threads == 1:
+        for task in range(job.groups * blocks * chunks):
+            one_task(job, task, blocks, per_block, chunks, scratch)
+        return
+    for task in prange(job.groups * blocks * chunks, num_threads=threads, schedule="dynamic"):
+        one_task(job, task, blocks, per_block, chunks, scratch + threadid() * room)
+
+
+cdef void take_job(Job *job, const Call *call) noexcept nogil:
+    cdef const int64_t *size = call.size
+    job.x, job.panels = call.operand[0], <const int8_t *> call.operand[1]
+    job.column_sums = <const int32_t *> call.operand[2]
+    job.start = <const int32_t *> call.operand[3]
+    job.multiplier = <const float *> call.operand[4]
+    job.bias = <const float *> call.operand[5]
+    job.table = <const int8_t *> call.operand[6]
+    job.y = call.operand[7]
+    job.input, job.to = <int> size[0], <int> size[1]
+    job.rows, job.width, job.columns = size[2], size[3], size[4]
+    job.groups, job.stride, job.out_stride = size[5], size[6], size[7]
+    job.zero_point, job.padding = <int32_t> size[8], <int8_t> size[9]
+    job.low, job.high = <float> call.value[0], <float> call.value[1]
+
+
+cdef int rows(const Call *call) noexcept nogil:
+    """Rows times a weight: int8 to int32, int8 or float32, or float32 by way of int8 to float32.
+
+    operands: x IN (rows, width) int8 or float32; panels, column sums, start, multiplier, bias,
+    table IN as in struct Job; y OUT; scratch (threads, scratch_bytes).
+    sizes: from, to, rows, width, columns, groups, stride, out stride, zero point, padding.
+    values: low, high.
+    """
+    cdef Job job
+    take_job(&job, call)
+    run_job(&job, call.threads, <char *> call.operand[8])
+    return 0
+
+
+cdef int patches(const Call *call) noexcept nogil:
+    """A convolution of pictures (N, H, W, C) in int8, in groups: `rows` are output places.
+
+    As `rows`, and sizes from 10: height, width, channels of x, then of y height and width, of the
+    kernel height and width, strides, dilations, pads at the top and the left.
+    """
+    cdef Job job
+    cdef const int64_t *size = &call.size[10]
+    take_job(&job, call)
+    job.window = Window(
+        size[0], size[1], size[2], size[3], size[4], size[5], size[6], size[7], size[8],
+        size[9], size[10], size[11], size[12])
+    run_job(&job, call.threads, <char *> call.operand[8])
+    return 0
+
+
+cdef void quantize_one(
+    const float *x, int64_t width, int8_t *codes, float *scale, int32_t *zero_point,
+) noexcept nogil:
+    cdef RowScale by = row_scale(x, width)
+    quantize_row(x, width, by, codes)
+    scale[0], zero_point[0] = by.scale, by.zero_point
+
+
+cdef int quantize_rows(const Call *call) noexcept nogil:
+    """operands: x IN (rows, width) float32, codes OUT int8, scale OUT (rows,), zero_point OUT (rows,).
+
+    sizes: rows, width, stride of x.
+    """
+    cdef int64_t n = call.size[0], width = call.size[1], stride = call.size[2], i
+    cdef const float *x = <const float *> call.operand[0]
+    cdef int8_t *codes = <int8_t *> call.operand[1]
+    cdef float *scale = <float *> call.operand[2]
+    cdef int32_t *zero_point = <int32_t *> call.operand[3]
+    for i in prange(n, num_threads=call.threads, schedule="static"):
+        quantize_one(x + i * stride, width, codes + i * width, scale + i, zero_point + i)
+    return 0
+
+
+entries = {
+    "rows": entry(rows), "patches": entry(patches), "quantize_rows": entry(quantize_rows),
+}
