@@ -49,6 +49,7 @@ __all__ = [
 ]
 
 _BLOCK = 1 << 22  # elements of a temporary difference tensor: 32 MB of float64
+_STATES, _LOWEST = 8, 1 << 31  # of rANS: how many take turns, the least that each may be
 
 
 def compute_dtype(X, codebook=None):
@@ -403,10 +404,6 @@ def _weights(X, sample_weight):
 def symbol_counts(symbols, n_symbols):
     """How often each symbol occurs, (n_symbols,) int64."""
     return np.bincount(symbols, minlength=n_symbols).astype(np.int64)
-
-
-_STATES = 8
-_LOWEST = 1 << 31
 
 
 def rans_encode(symbols, frequencies, *, block):

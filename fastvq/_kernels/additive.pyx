@@ -99,14 +99,14 @@ cdef void search_row(
     const real *unary, const real *crossed, const Stages *stages, const int32_t *jumps,
     Py_ssize_t n_jumps, Py_ssize_t n_replaced, Py_ssize_t sweeps, int32_t *best, Scratch *s,
 ) noexcept nogil:
-    cdef Py_ssize_t jump, i, n_bytes = stages.n * sizeof(int32_t)
+    cdef Py_ssize_t jump, _i, n_bytes = stages.n * sizeof(int32_t)
     cdef int32_t *codes = s.codes
     cdef const real **rows = <const real **> s.crossed
     cdef real least = value_of(unary, crossed, stages, best), value
     for jump in range(-1, n_jumps):
         memcpy(codes, best, n_bytes)
         if jump >= 0:
-            for i in range(n_replaced):
+            for _i in range(n_replaced):
                 codes[jumps[0]] = jumps[1]
                 jumps += 2
         settle(unary, crossed, stages, sweeps, codes, rows)
@@ -121,9 +121,9 @@ cdef inline void settle(
     int32_t *codes, const real **rows,
 ) noexcept nogil:
     """Conditional modes, until no code changes or for so many sweeps."""
-    cdef Py_ssize_t step, m = 0, j, at, unchanged = 0, n = stages.n
+    cdef Py_ssize_t _step, m = 0, j, at, unchanged = 0, n = stages.n
     cdef int32_t code
-    for step in range(sweeps * n):
+    for _step in range(sweeps * n):
         at = 0
         for j in range(n):
             if j != m:

@@ -316,7 +316,8 @@ cdef struct Subspace:
 
 cdef inline Py_ssize_t subspaces_task_rows(Py_ssize_t d, int itemsize) noexcept nogil:
     """So many rows that they are whole blocks of either shape."""
-    cdef Py_ssize_t narrow = block_rows(1, itemsize), wide = block_rows(NARROW_FEATURES + 1, itemsize)
+    cdef Py_ssize_t narrow = block_rows(1, itemsize)
+    cdef Py_ssize_t wide = block_rows(NARROW_FEATURES + 1, itemsize)
     cdef Py_ssize_t whole = narrow
     while whole % wide:
         whole += narrow

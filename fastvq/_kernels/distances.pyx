@@ -38,7 +38,8 @@ def to_codewords(
     with nogil:
         for t in prange(n_tasks, schedule="static", num_threads=n_threads):
             bad |= task(
-                &rows, start, start + t * TASK_ROWS, min(start + (t + 1) * TASK_ROWS, stop), <real> scale,
+                &rows, start, start + t * TASK_ROWS, min(start + (t + 1) * TASK_ROWS, stop),
+                <real> scale,
                 &codebook[0, 0], codebook.shape[0], &codes[0], &out[0],
                 <real *> &workspace[threadid(), 0])
     return bad
@@ -57,7 +58,8 @@ def to_all(
     with nogil:
         for t in prange(n_tasks, schedule="static", num_threads=n_threads):
             bad |= task(
-                &rows, start, start + t * TASK_ROWS, min(start + (t + 1) * TASK_ROWS, stop), <real> scale,
+                &rows, start, start + t * TASK_ROWS, min(start + (t + 1) * TASK_ROWS, stop),
+                <real> scale,
                 &codebook[0, 0], codebook.shape[0], NULL, &out[0, 0],
                 <real *> &workspace[threadid(), 0])
     return bad
@@ -108,7 +110,8 @@ def norms(
     with nogil:
         for t in prange(n_tasks, schedule="static", num_threads=n_threads):
             bad |= norms_task(
-                &rows, start, start + t * TASK_ROWS, min(start + (t + 1) * TASK_ROWS, stop), <real> scale,
+                &rows, start, start + t * TASK_ROWS, min(start + (t + 1) * TASK_ROWS, stop),
+                <real> scale,
                 squared, &out[0], <real *> &workspace[threadid(), 0])
     return bad
 
@@ -162,7 +165,7 @@ def largest(
 ):
     """Largest absolute value of the rows; infinity where one is not finite."""
     cdef Rows rows = rows_of(source)
-    cdef Py_ssize_t n_tasks = (stop - start + TASK_ROWS - 1) // TASK_ROWS, t, i
+    cdef Py_ssize_t n_tasks = (stop - start + TASK_ROWS - 1) // TASK_ROWS, t
     cdef double[:] found
     from array import array
     found = array("d", [0.0]) * max(n_tasks, 1)

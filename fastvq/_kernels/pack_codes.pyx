@@ -31,10 +31,10 @@ cdef void pack_rows(
     const code_type *codes, const int32_t *widths, Py_ssize_t m,
     uint8_t *packed, Py_ssize_t row_bytes, Py_ssize_t n_rows,
 ) noexcept nogil:
-    cdef Py_ssize_t r, c, at
+    cdef Py_ssize_t _r, c, at
     cdef uint64_t bits  # those not written yet: up to 31 from before, 32 of a code
     cdef int filled
-    for r in range(n_rows):
+    for _r in range(n_rows):
         bits = filled = at = 0
         for c in range(m):
             bits |= <uint64_t> codes[c] << filled
@@ -70,10 +70,10 @@ cdef void unpack_rows(
     const uint8_t *packed, Py_ssize_t row_bytes, const int32_t *widths, Py_ssize_t m,
     code_type *codes, Py_ssize_t n_rows,
 ) noexcept nogil:
-    cdef Py_ssize_t r, c, at
+    cdef Py_ssize_t _r, c, at
     cdef uint64_t bits
     cdef int filled
-    for r in range(n_rows):
+    for _r in range(n_rows):
         bits = filled = at = 0
         for c in range(m):
             if filled < widths[c]:

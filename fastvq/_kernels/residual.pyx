@@ -338,7 +338,6 @@ cdef int first_residuals(
     """Each row is the residual of a beam of one entry, in which nothing has been chosen."""
     cdef Py_ssize_t d = rows.n_features, step = beam_width * d, r, f
     cdef real *residuals = <real *> s.residuals
-    cdef real total
     cdef int bad = 0
     copy_rows(rows, start, n_rows, n_rows, residuals, step, 1)
     for r in range(n_rows):
@@ -452,7 +451,8 @@ def decode(
     with nogil:
         for t in prange(n_tasks, schedule="static", num_threads=n_threads):
             decode_rows(
-                &codes[t * TASK_ROWS, 0], codes.shape[1], min(<Py_ssize_t> TASK_ROWS, n - t * TASK_ROWS),
+                &codes[t * TASK_ROWS, 0], codes.shape[1],
+                min(<Py_ssize_t> TASK_ROWS, n - t * TASK_ROWS),
                 &codewords[0, 0], &first[0], codewords.shape[1], &out[t * TASK_ROWS, 0])
 
 
@@ -460,9 +460,9 @@ cdef void decode_rows(
     const int32_t *codes, Py_ssize_t n_stages, Py_ssize_t n, const real *codewords,
     const Py_ssize_t *first, Py_ssize_t d, real *out,
 ) noexcept nogil:
-    cdef Py_ssize_t r, m, f
+    cdef Py_ssize_t _r, m, f
     cdef const real *codeword
-    for r in range(n):
+    for _r in range(n):
         memcpy(out, codewords + (first[0] + codes[0]) * d, d * sizeof(real))
         for m in range(1, n_stages):
             codeword = codewords + (first[m] + codes[m]) * d

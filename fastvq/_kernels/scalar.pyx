@@ -29,13 +29,13 @@ cdef extern from "scalar.h" nogil:
     int f32_finite(const float *, Py_ssize_t)
     int f64_finite(const double *, Py_ssize_t)
     void f32_search_u8(const float *, Py_ssize_t, Py_ssize_t, float, float, float,
-                      const uint16_t *, const float *, int, uint8_t *)
+                       const uint16_t *, const float *, int, uint8_t *)
     void f32_search_u16(const float *, Py_ssize_t, Py_ssize_t, float, float, float,
-                       const uint16_t *, const float *, int, uint16_t *)
+                        const uint16_t *, const float *, int, uint16_t *)
     void f64_search_u8(const double *, Py_ssize_t, Py_ssize_t, double, double, double,
-                      const uint16_t *, const double *, int, uint8_t *)
+                       const uint16_t *, const double *, int, uint8_t *)
     void f64_search_u16(const double *, Py_ssize_t, Py_ssize_t, double, double, double,
-                       const uint16_t *, const double *, int, uint16_t *)
+                        const uint16_t *, const double *, int, uint16_t *)
 
 ctypedef fused code_type:
     uint8_t
@@ -236,13 +236,13 @@ cdef int encode_levels_task(
                               last, starts, edges, halvings[g], codes + f)
             elif real is float:
                 f32_search_u16(block + f, count, d, buckets[2 * g], buckets[2 * g + 1],
-                              last, starts, edges, halvings[g], codes + f)
+                               last, starts, edges, halvings[g], codes + f)
             elif code_type is uint8_t:
                 f64_search_u8(block + f, count, d, buckets[2 * g], buckets[2 * g + 1],
                               last, starts, edges, halvings[g], codes + f)
             else:
                 f64_search_u16(block + f, count, d, buckets[2 * g], buckets[2 * g + 1],
-                              last, starts, edges, halvings[g], codes + f)
+                               last, starts, edges, halvings[g], codes + f)
         first += count
         codes += count * d
     return bad

@@ -18,7 +18,7 @@ the rest as one more coordinate.
 """
 
 from cython.parallel cimport prange, threadid
-from libc.math cimport INFINITY, sqrt, sqrtf
+from libc.math cimport INFINITY, sqrt
 from libc.stdint cimport int32_t, uint8_t, uint64_t
 
 from fastvq._kernels.pair cimport squared_distance

@@ -34,15 +34,20 @@ cdef extern from "search.h" nogil:
         const float *entries
         Py_ssize_t n_columns
         uint8_t *steps
-    void u8_scan_together(const uint8_t *, Py_ssize_t, Py_ssize_t, const Tables *, Py_ssize_t, const Best *)
-    void u16_scan_together(const uint16_t *, Py_ssize_t, Py_ssize_t, const Tables *, Py_ssize_t, const Best *)
-    void u32_scan_together(const uint32_t *, Py_ssize_t, Py_ssize_t, const Tables *, Py_ssize_t, const Best *)
+    void u8_scan_together(const uint8_t *, Py_ssize_t, Py_ssize_t, const Tables *, Py_ssize_t,
+                          const Best *)
+    void u16_scan_together(const uint16_t *, Py_ssize_t, Py_ssize_t, const Tables *, Py_ssize_t,
+                           const Best *)
+    void u32_scan_together(const uint32_t *, Py_ssize_t, Py_ssize_t, const Tables *, Py_ssize_t,
+                           const Best *)
     void u8_scan_alone(const uint8_t *, Py_ssize_t, Py_ssize_t, const Tables *, const Best *)
     void u16_scan_alone(const uint16_t *, Py_ssize_t, Py_ssize_t, const Tables *, const Best *)
     void u32_scan_alone(const uint32_t *, Py_ssize_t, Py_ssize_t, const Tables *, const Best *)
     void short_begin(Short *)
-    void short_scan(const uint8_t *, Py_ssize_t, Py_ssize_t, Py_ssize_t, Short *, Py_ssize_t, const Best *)
-    void bits_scan(const uint64_t *, Py_ssize_t, Py_ssize_t, Py_ssize_t, const uint64_t *, Py_ssize_t, const Best *)
+    void short_scan(const uint8_t *, Py_ssize_t, Py_ssize_t, Py_ssize_t, Short *, Py_ssize_t,
+                    const Best *)
+    void bits_scan(const uint64_t *, Py_ssize_t, Py_ssize_t, Py_ssize_t, const uint64_t *,
+                   Py_ssize_t, const Best *)
 
 ctypedef fused code_type:
     uint8_t
@@ -69,7 +74,8 @@ cdef inline Best best_of(
     float[:, :, ::1] values, int64_t[:, :, ::1] rows, Py_ssize_t share, Py_ssize_t query,
 ) noexcept nogil:
     cdef Best best
-    best.values, best.rows, best.k = &values[share, query, 0], &rows[share, query, 0], values.shape[2]
+    best.values, best.rows = &values[share, query, 0], &rows[share, query, 0]
+    best.k = values.shape[2]
     return best
 
 
@@ -99,7 +105,7 @@ cdef void tables_of(
     const float *query, const float *codeword, const Py_ssize_t[:, ::1] places, bint products,
     float *out,
 ) noexcept nogil:
-    cdef Py_ssize_t m, f, k, first, d
+    cdef Py_ssize_t m, f, _k, first, d
     cdef float total
     for m in range(places.shape[0]):
         first, d = places[m, 0], places[m, 1]
@@ -108,7 +114,7 @@ cdef void tables_of(
             codeword += d * places[m, 2]
             out += places[m, 2]
             continue
-        for k in range(places[m, 2]):
+        for _k in range(places[m, 2]):
             total = 0
             for f in range(d):
                 total = f32_multiply_add(codeword[f], query[first + f], total)
@@ -118,7 +124,8 @@ cdef void tables_of(
 
 
 def by_tables(
-    const code_type[:, ::1] codes, Py_ssize_t start, Py_ssize_t stop,  # IN (n, M): rows start .. stop
+    const code_type[:, ::1] codes,  # IN (n, M)
+    Py_ssize_t start, Py_ssize_t stop,  # rows
     const float[:, :, ::1] entries,  # IN (groups, total, QUERIES or 1): tables, queries in lanes
     const Py_ssize_t[::1] places,  # IN (M,): where the entries of each column begin
     const float[::1] scale, const float[::1] offset,  # IN (n,) or both empty
@@ -212,11 +219,12 @@ def pack_short(
     uint8_t[:, :, ::1] packed,  # OUT (blocks, pairs, BLOCK_ROWS), zeros
 ):
     """4-bit codes, two in a byte, 32 rows side by side."""
-    cdef Py_ssize_t row, m
+    cdef Py_ssize_t row, m, at
     with nogil:
         for row in range(codes.shape[0]):
             for m in range(codes.shape[1]):
-                packed[row // BLOCK_ROWS, m // 2, row % BLOCK_ROWS] |= codes[row, m] << (4 * (m % 2))
+                at = row % BLOCK_ROWS
+                packed[row // BLOCK_ROWS, m // 2, at] |= codes[row, m] << (4 * (m % 2))
 
 
 def by_bits(

@@ -43,10 +43,12 @@ from fastvq.kernels._search import (
 )
 from fastvq.kernels._stages import (
     CROSSED_BYTES,
+    JoinedCodebooks,
     Stages,
     beam_search,
     decode_sums,
     distances_to_sums,
+    join_codebooks,
     local_search,
     stage_values,
 )
@@ -54,6 +56,7 @@ from fastvq.kernels._stages import (
 __all__ = [
     "Coded",
     "Int8Weight",
+    "JoinedCodebooks",
     "Levels",
     "Prepared",
     "Rotation",
@@ -77,6 +80,7 @@ __all__ = [
     "extremes",
     "gemm_dynamic",
     "gemm_int8",
+    "join_codebooks",
     "local_search",
     "nearest_by_bits",
     "nearest_by_short_tables",

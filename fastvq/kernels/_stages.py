@@ -1,5 +1,7 @@
 """Sums of codewords: beam search, local search, decoding."""
 
+from typing import NamedTuple
+
 import numpy as np
 
 from fastvq._kernels import load
@@ -21,6 +23,36 @@ CROSSED_BYTES = 1 << 28
 _CROSSED_DIGITS = 2.0**8
 
 
+class JoinedCodebooks(NamedTuple):
+    """All codewords of several codebooks in one array, as kernels read them."""
+
+    codewords: np.ndarray  # (sum of size, d)
+    first: np.ndarray  # (n_codebooks,) intp: where each begins
+    size: np.ndarray  # (n_codebooks,) intp: codewords of each
+
+
+def join_codebooks(codebooks):
+    """Put codebooks one after the other, for repeated use: a list is copied.
+
+    Parameters
+    ----------
+    codebooks : (M, k, d) array, list of (k_m, d) arrays of one dtype, or JoinedCodebooks
+
+    Returns
+    -------
+    JoinedCodebooks
+        Not to be written into: it may share the memory of what was given.
+    """
+    if isinstance(codebooks, JoinedCodebooks):
+        return codebooks
+    if isinstance(codebooks, np.ndarray):  # they lie so already
+        codewords = codebooks.reshape(-1, codebooks.shape[2])
+    else:
+        codewords = np.concatenate(codebooks)
+    size = np.array([len(book) for book in codebooks], np.intp)
+    return JoinedCodebooks(codewords, np.cumsum(size) - size, size)
+
+
 class Stages:
     """Codebooks of which a row is to be the sum, one codeword of each, as the kernels want them.
 
@@ -30,6 +62,7 @@ class Stages:
     Attributes
     ----------
     codebooks : list of (k_m, d) arrays, as given
+    joined : JoinedCodebooks, the same
     scale : power of two that keeps squares from overflowing and underflowing; mostly 1
     first, size : (n_stages,) intp, number of a stage's first codeword, and of its codewords
     shift : (d,) sum of the centres, of scaled codewords
@@ -40,17 +73,19 @@ class Stages:
     """
 
     def __init__(self, codebooks):
+        given = codebooks
         codebooks = [np.ascontiguousarray(codebook) for codebook in codebooks]
         dtype, d = codebooks[0].dtype, codebooks[0].shape[1]
         if any(book.dtype != dtype or book.shape[1:] != (d,) for book in codebooks):
             raise ValueError("codebooks must have the same dtype and number of features")
         if dtype not in LIMITS or not all(np.isfinite(book).all() for book in codebooks):
             raise ValueError("codebooks must be finite, of dtype float32 or float64")
-        self.codebooks = codebooks
+        self.joined = join_codebooks(given if isinstance(given, np.ndarray) else codebooks)
+        self.codebooks = np.split(self.joined.codewords, self.joined.first[1:])
         self.dtype, self.n_features = dtype, d
         self.scale = power_of_two(max(np.abs(book).max() for book in codebooks), dtype)
         per_block, unit, step = load("residual").layout(dtype.itemsize)
-        self.size = np.array([len(book) for book in codebooks], np.intp)
+        self.size = self.joined.size
         ends = np.cumsum(-(-self.size // step) * step)
         self.first = np.concatenate([[0], ends[:-1]]).astype(np.intp)
         self.width = int(-(-ends[-1] // unit) * unit)
@@ -215,22 +250,27 @@ def local_search(X, stages, codes, jumps, *, sweeps=4, rows=None, n_threads=None
     return codes
 
 
-def decode_sums(codes, codebooks, *, out=None, n_threads=None):
+def decode_sums(codes, codebooks, *, columns=None, out=None, n_threads=None):
     """Sums of one codeword of each codebook, in order and in the codebooks' precision.
 
     Parameters
     ----------
     codes : ndarray of integers, shape (n, m)
         Codes of the first m codebooks, in range.
-    codebooks : (M, k, d) array, or list of (k_m, d) arrays of one dtype
+    codebooks : (M, k, d) array, list of (k_m, d) arrays of one dtype, or JoinedCodebooks
+        A list is copied by each call.
+    columns : sequence of m integers, optional
+        Codebooks that the columns of `codes` belong to, if not the first m.
     out : C-contiguous ndarray of the codebooks' dtype, shape (n, d), optional
     n_threads : int, optional
     """
-    flat, first = _joined(codebooks)
+    flat, first, size = join_codebooks(codebooks)
+    if columns is not None:
+        first, size = first[columns], size[columns]
     codes = np.ascontiguousarray(codes, np.int32)
     if out is None:
         out = np.empty((len(codes), flat.shape[1]), flat.dtype)
-    check_ranges(codes, [len(book) for book in codebooks])
+    check_ranges(codes, size)
     threads = thread_count(n_threads, codes.size * flat.shape[1])
     for start, stop in calls(len(codes), codes.shape[1] * flat.shape[1]):
         load("residual").decode(codes[start:stop], flat, first, out[start:stop], threads)
@@ -243,8 +283,8 @@ def distances_to_sums(X, codebooks, codes, *, rows=None, scale=1.0, n_threads=No
     Parameters
     ----------
     X : ndarray of shape (n, d)
-    codebooks : (M, k, d) array, or list of (k_m, d) arrays of one dtype, which is the precision of
-        the arithmetic
+    codebooks : (M, k, d) array, list of (k_m, d) arrays of one dtype, or JoinedCodebooks
+        Their dtype is the precision of the arithmetic. A list is copied by each call.
     codes : ndarray of int32, shape (n, m)
     rows : ndarray of intp, shape (n,), optional
         Row of each code; by default those of place i belong to row i.
@@ -257,12 +297,12 @@ def distances_to_sums(X, codebooks, codes, *, rows=None, scale=1.0, n_threads=No
     ndarray of the codebooks' dtype, shape (n,)
         In units of ``scale`` squared.
     """
-    flat, first = _joined(codebooks)
+    flat, first, size = join_codebooks(codebooks)
     if scale != 1:
         flat = flat * flat.dtype.type(scale)
     source = Source(X, flat.shape[1], rows)
     codes = np.ascontiguousarray(codes, np.int32)
-    check_ranges(codes, [len(book) for book in codebooks])
+    check_ranges(codes, size)
     out = np.empty(source.n, flat.dtype)
     threads = thread_count(n_threads, codes.size * flat.shape[1])
     workspace = workspace_for(
@@ -288,15 +328,6 @@ def _unaries(source, stages, out, threads, scale, shift, lead):
             workspace, threads,
         )  # fmt: skip
         source.check(bad, stages)
-
-
-def _joined(codebooks):
-    """All codewords, one codebook after the other, and where each begins; read only."""
-    if isinstance(codebooks, np.ndarray):  # they lie so already: no copy for every few rows
-        n_codebooks, k, d = codebooks.shape
-        return codebooks.reshape(-1, d), np.arange(n_codebooks, dtype=np.intp) * k
-    size = [len(book) for book in codebooks]
-    return np.concatenate(codebooks), np.cumsum([0, *size[:-1]], dtype=np.intp)
 
 
 def _check_stage_codes(codes, n, stages):

@@ -10,7 +10,10 @@ A quantizer derives from `BaseQuantizer`, fits inside ``with self._all_or_nothin
 - ``fit``, and ``partial_fit`` where the method allows it;
 - ``_memory(n_rows, n_features, itemsize)``: the bytes of `memory_estimate`, for codewords of so
   many bytes a number;
-- ``_parts()``: what codes stand for, as a sum of codewords, for `search` (see `_search.Parts`).
+- ``_parts()``: what codes stand for, as a sum of codewords, for `search` (see `_search.Parts`);
+- ``_compile()``: what is made of fitted arrays once, for this CPU, and ``_compiled_of``: the names
+  of what that reads. A fit calls ``_settle()`` when these are in place, and the methods above take
+  what was made from ``_ready()``.
 
 What it can do better than by encoding and decoding, it overrides (``_squared_error``). Private
 state that a fit leaves and `save` must keep, it lists in ``_saved``.
@@ -21,7 +24,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterable
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
@@ -42,6 +45,7 @@ __all__ = [
     "code_dtype",
     "codebook_dtype",
     "column_names",
+    "packed_size",
     "random_state_of",
 ]
 
@@ -59,6 +63,8 @@ class BaseQuantizer(TransformerMixin, BaseEstimator):
     """Base class of the quantizers."""
 
     _saved: ClassVar[tuple[str, ...]] = ()
+    # Fitted attributes (arrays, lists of arrays), and parameters that are numbers or text.
+    _compiled_of: ClassVar[tuple[str, ...]] = ()
 
     # These steer a call and say nothing about rows: no metadata to route.
     __metadata_request__fit: ClassVar = {"callback": UNUSED}
@@ -87,6 +93,8 @@ class BaseQuantizer(TransformerMixin, BaseEstimator):
                 stacklevel=2,
             )
         super().__setstate__(state)
+        if "code_size_" in vars(self):
+            self._keep_compiled()
 
     def transform(self, X: ArrayLike, out: NDArray | None = None) -> NDArray:
         """Encode rows.
@@ -335,7 +343,7 @@ class BaseQuantizer(TransformerMixin, BaseEstimator):
         return self._index(as_codes(codes, self._code_range, len(self._code_bits)))
 
     def search(
-        self, queries: ArrayLike, codes: ArrayLike, k: int = 10, **options: object
+        self, queries: ArrayLike, codes: ArrayLike, k: int = 10, **options: Any
     ) -> tuple[NDArray, NDArray[np.int64]]:
         """The coded rows that are nearest to each query, by an index that is used once.
 
@@ -371,6 +379,40 @@ class BaseQuantizer(TransformerMixin, BaseEstimator):
             self.__dict__ = before
             _restore_generator(before.get("random_state"), generator)
             raise
+
+    def _compile(self):
+        return None
+
+    def _settle(self):
+        """The fitted arrays are in place: what follows from them is made here."""
+        self.code_size_ = packed_size(self._code_bits)
+        self._keep_compiled()
+
+    def _keep_compiled(self):
+        sources = self._sources()
+        for source in sources:
+            if isinstance(source, np.ndarray):
+                source.flags.writeable = False  # or what was made of it could become stale
+        self._compiled = sources, self._compile()
+
+    def _ready(self):
+        """What `_compile` makes of the attributes as they are.
+
+        An array that a user has put in place of a fitted one is theirs to write into: what is made
+        of that serves a single call.
+        """
+        kept, made = vars(self).get("_compiled", (None, None))
+        sources = self._sources()
+        if kept is not None and len(kept) == len(sources) and all(map(_same, kept, sources)):
+            return made
+        return self._compile()
+
+    def _sources(self):
+        sources = []
+        for name in self._compiled_of:
+            value = vars(self).get(name)
+            sources += value if isinstance(value, list) else [value]
+        return sources
 
     def _checked(self, X, reset=False):
         """Rows of `X` as an array that kernels read; their number of features and its names."""
@@ -448,6 +490,11 @@ def code_dtype(bits):
     return np.min_scalar_type(2 ** max(bits) - 1)
 
 
+def packed_size(bits):
+    """Bytes of a packed row of codes of these numbers of bits."""
+    return -(-sum(bits) // 8)
+
+
 def column_names(estimator, n_columns):
     """The names that scikit-learn gives to columns which are no features of the input."""
     stem = type(estimator).__name__.lower()
@@ -459,6 +506,11 @@ def random_state_of(random_state):
     if isinstance(random_state, np.random.Generator):
         return np.random.RandomState(random_state.bit_generator)
     return check_random_state(random_state)
+
+
+def _same(a, b):
+    """The very same object, or an equal number or text."""
+    return a is b or (np.isscalar(a) and np.isscalar(b) and a == b)
 
 
 def _generator_state(random_state):

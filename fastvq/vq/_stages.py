@@ -4,7 +4,7 @@ The rows that such a fit meets (`ResidualRows`), the codebooks that are best for
 (`least_squares`), and what the estimators share. Encoding is in fastvq/_kernels/stages.h.
 """
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from scipy import linalg
@@ -16,7 +16,6 @@ from fastvq.vq._rows import Rows, _ChangedRows, ordered_sum, rows_of, spans
 from fastvq.vq._search import Parts
 
 __all__ = [
-    "Encoder",
     "ResidualRows",
     "SumMixin",
     "Training",
@@ -51,13 +50,6 @@ def as_bits(n_bits, n_stages):
     if max(bits) > MOST_BITS:
         raise ValueError(f"n_bits must be from 1 to {MOST_BITS}, got {n_bits!r}")
     return bits
-
-
-class Encoder(NamedTuple):
-    """Codebooks, and what is made of them for this CPU."""
-
-    codebooks: object  # as in codebooks_
-    stages: kernels.Stages
 
 
 class Training(NamedTuple):
@@ -103,7 +95,8 @@ class ResidualRows(_ChangedRows):
 
     def __init__(self, X, rows, weight, *, codebooks, codes, exponent, dtype, n_threads):
         super().__init__(X, rows, weight, dtype=dtype, ordinary=True, n_threads=n_threads)
-        self.codebooks, self.codes, self.exponent = codebooks, codes, exponent
+        self.joined = kernels.join_codebooks(codebooks) if codebooks else None
+        self.codes, self.exponent = codes, exponent
 
     def kept(self):
         """The same rows in memory, where they are not too many."""
@@ -118,7 +111,7 @@ class ResidualRows(_ChangedRows):
         rows = positions if self.rows is None else self.rows[positions]
         weight = None if self.weight is None else self.weight[positions]
         return ResidualRows(
-            self.X, rows, weight, codebooks=self.codebooks, codes=self.codes[positions],
+            self.X, rows, weight, codebooks=self.joined, codes=self.codes[positions],
             exponent=self.exponent, dtype=self.dtype, n_threads=self.n_threads,
         )  # fmt: skip
 
@@ -145,8 +138,8 @@ class ResidualRows(_ChangedRows):
         self._subtract(block, self.codes[first : first + len(block)])
 
     def _subtract(self, block, codes):
-        if self.codebooks:
-            block -= kernels.decode_sums(codes, self.codebooks, n_threads=self.n_threads)
+        if self.joined:
+            block -= kernels.decode_sums(codes, self.joined, n_threads=self.n_threads)
         if self.exponent:
             np.ldexp(block, -self.exponent, out=block)
 
@@ -157,7 +150,7 @@ class ResidualRows(_ChangedRows):
 def inertia_of(training, stages, codes):
     """Weighted squared error of these codes, in the scale in which the rows are worked on."""
     squared = kernels.distances_to_sums(
-        training.X, stages.codebooks, codes, scale=stages.scale, **training.options
+        training.X, stages.joined, codes, scale=stages.scale, **training.options
     )
     unit = float(np.ldexp(stages.scale, training.exponent))
     return ordered_sum(squared, training.weight) / unit / unit
@@ -233,15 +226,15 @@ def _solve(table, wanted, ridge):
 def _descend(rows, codes, sizes, wanted, ridge):
     """The same by conjugate gradients, for which B'wB need not be in memory."""
     weight = np.ones(len(rows)) if rows.weight is None else rows.weight
-    ends = np.cumsum(sizes)[:-1]
+    ends = np.cumsum(sizes)
     diagonal = np.concatenate(
         [np.bincount(codes[:, m], weight, size) for m, size in enumerate(sizes)]
     )
     diagonal = (diagonal + ridge)[:, None]
 
     def product(step):
-        books = [np.ascontiguousarray(part) for part in np.split(step, ends)]
-        result = [ridge * book for book in books]
+        books = kernels.JoinedCodebooks(np.ascontiguousarray(step), ends - sizes, sizes)
+        result = np.split(ridge * step, ends[:-1])
         for span in spans(len(codes), max(1, _BLOCK_BYTES // (8 * step.shape[1]))):
             sums = kernels.decode_sums(codes[span], books, n_threads=rows.n_threads)
             for column, total in enumerate(result):
@@ -275,6 +268,8 @@ class SumMixin:
     They define `_encode`, and `fit`, which ends in `_keep`.
     """
 
+    _compiled_of: ClassVar[tuple[str, ...]] = ("codebooks_",)
+
     @property
     def _codebooks(self):
         """The codebooks as a list, in whichever form the attribute is."""
@@ -292,35 +287,17 @@ class SumMixin:
     def _codebook_dtype(self):
         return self.codebooks_[0].dtype
 
-    def __setstate__(self, state):
-        super().__setstate__(state)
-        if "codebooks_" in vars(self):
-            self._set_codebooks(self._codebooks)
-
-    def _set_codebooks(self, codebooks):
-        if len({len(book) for book in codebooks}) == 1:
-            codebooks = np.stack(codebooks)
-            codebooks.flags.writeable = False
-        else:
-            for book in codebooks:
-                book.flags.writeable = False
-        self.codebooks_ = codebooks
-        self._compiled = Encoder(codebooks, kernels.Stages(list(codebooks)))
-
-    def _stages(self):
-        """The codebooks as kernels want them; made here only where a user has replaced them."""
-        compiled = vars(self).get("_compiled")
-        if compiled is None or compiled.codebooks is not self.codebooks_:
-            return kernels.Stages(self._codebooks)
-        return compiled.stages
+    def _compile(self):
+        return kernels.Stages(self.codebooks_)
 
     def _keep(self, training, codebooks, history, n_iter):
         """Become what a fit ended with."""
-        self._set_codebooks(codebooks)
+        same = len({len(book) for book in codebooks}) == 1
+        self.codebooks_ = np.stack(codebooks) if same else codebooks
+        self._settle()
         self.inertia_history_ = training.kind.release_inertia(np.array(history))
         self.inertia_ = float(self.inertia_history_[-1])
         self.n_iter_ = n_iter
-        self.code_size_ = -(-sum(self._code_bits) // 8)
 
     def _memory(self, n_rows, n_features, itemsize):
         n_stages = getattr(self, "n_stages", None) or self.n_codebooks
@@ -340,17 +317,16 @@ class SumMixin:
         return Parts(self._codebooks)
 
     def _decode(self, codes, out):
-        n_stages = codes.shape[1]
-        kernels.decode_sums(codes, self.codebooks_[:n_stages], out=out, n_threads=self.n_threads)
+        kernels.decode_sums(codes, self._ready().joined, out=out, n_threads=self.n_threads)
 
     def _squared_error(self, X, weight):
-        stages, errors = self._stages(), []
+        stages, errors = self._ready(), []
 
         def add(span):
             codes = self._new_codes(span.stop - span.start)
             self._encode(X[span], codes)
             squared = kernels.distances_to_sums(
-                X[span], stages.codebooks, codes, scale=stages.scale, n_threads=self.n_threads
+                X[span], stages.joined, codes, scale=stages.scale, n_threads=self.n_threads
             )
             errors.append(ordered_sum(squared, None if weight is None else weight[span]))
 

@@ -199,7 +199,7 @@ class AdditiveQuantizer(SumMixin, BaseQuantizer):
         )
 
     def _encode(self, X, codes):
-        search, stages = self._search(), self._stages()
+        search, stages = self._search(), self._ready()
         step = max(1, _BLOCK_BYTES // (8 * stages.n_features))
         for span in spans(len(X), step if stages.crossed is None else len(X)):
             codes[span] = search.encode(X[span], stages, n_threads=self.n_threads)
@@ -309,7 +309,7 @@ def _settle(block, stages, books, codes, sweeps, n_threads):
             left = block
             if others:
                 left = block - kernels.decode_sums(
-                    codes[:, others], [stages.codebooks[j] for j in others], n_threads=n_threads
+                    codes[:, others], stages.joined, columns=others, n_threads=n_threads
                 )
             codes[:, m] = kernels.assign(left, book, n_threads=n_threads)
         if np.array_equal(codes, before):
@@ -318,5 +318,5 @@ def _settle(block, stages, books, codes, sweeps, n_threads):
 
 def _distances(block, stages, codes, n_threads):
     return kernels.distances_to_sums(
-        block, stages.codebooks, codes, scale=stages.scale, n_threads=n_threads
+        block, stages.joined, codes, scale=stages.scale, n_threads=n_threads
     )

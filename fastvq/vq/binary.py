@@ -13,7 +13,7 @@ Decoding is linear: the offset and the vector a bit that come closest to the row
 sense of least squares, given their signs.
 """
 
-from typing import NamedTuple
+from functools import partial
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -23,7 +23,7 @@ from threadpoolctl import threadpool_limits
 from fastvq import _threads, kernels
 from fastvq._progress import Progress
 from fastvq._validation import as_count, as_nonnegative, as_weights, as_word
-from fastvq.vq._base import BaseQuantizer, random_state_of
+from fastvq.vq._base import BaseQuantizer, codebook_dtype, random_state_of
 from fastvq.vq._rows import spans
 from fastvq.vq._search import BinaryIndex, Parts
 
@@ -114,6 +114,8 @@ class BinaryQuantizer(BaseQuantizer):
     (array([0, 0], dtype=int32), array([0, 1]))
     """
 
+    _compiled_of = ("planes_", "directions_")
+
     def __init__(
         self,
         n_bits: int = 64,
@@ -156,18 +158,18 @@ class BinaryQuantizer(BaseQuantizer):
             For input that is not a finite 2-D array of numbers, and for parameters out of range.
         """
         with self._all_or_nothing():
-            X = self._checked(X, reset=True)
-            weight = as_weights(sample_weight, len(X))
+            rows = self._checked(X, reset=True)
+            weight = as_weights(sample_weight, len(rows))
             n_bits = as_count(self.n_bits, "n_bits")
             word = as_word(self.rotation, "rotation", ROTATIONS)
             max_iter, tol = as_count(self.max_iter, "max_iter"), as_nonnegative(self.tol, "tol")
-            d = X.shape[1]
+            d = rows.shape[1]
             if word == "itq" and n_bits > d:
                 raise ValueError(
                     f"n_bits must be at most n_features={d} with rotation='itq', got {n_bits}"
                 )
-            dtype = np.dtype(np.float64 if X.dtype == np.float64 else np.float32)
-            rows = _Centred(X, weight, dtype, self.center, _threads.effective(self.n_threads))
+            dtype = codebook_dtype(rows)
+            rows = _Centred(rows, weight, dtype, self.center, _threads.effective(self.n_threads))
             rng = random_state_of(self.random_state)
             # What BLAS and LAPACK make of a matrix depends on their threads.
             with threadpool_limits(1, user_api="blas"):
@@ -176,30 +178,21 @@ class BinaryQuantizer(BaseQuantizer):
                 else:
                     with Progress("fit", max_iter, self.verbose) as progress:
                         planes, n_iter = _itq(rows, n_bits, max_iter, tol, rng, progress)
-                self.planes_ = _read_only(planes.astype(dtype))
-                self.mean_ = _read_only(rows.mean)
-                self._compile()
-                offset, directions = _decoder(rows, self._signs)
+                planes = planes.astype(dtype)
+                packed = kernels.Rotation(planes.T)
+                offset, directions = _decoder(
+                    rows, partial(_signs, packed, n_threads=rows.n_threads)
+                )
+            self.planes_, self.mean_ = planes, _read_only(rows.mean)
             self.offset_ = _read_only((offset + rows.mean).astype(dtype))
-            self.directions_ = _read_only(directions.astype(dtype))
+            self.directions_ = directions.astype(dtype)
             self.n_iter_ = n_iter
-            self.code_size_ = -(-n_bits // 8)
+            self._settle()
         return self
 
-    def __setstate__(self, state):
-        super().__setstate__(state)
-        if "planes_" in vars(self):
-            self._compile()
-
     def _compile(self):
-        self._compiled = _Compiled(self.planes_, kernels.Rotation(self.planes_.T))
-
-    def _ready(self):
-        """The planes as a kernel wants them; made here only where a user has replaced them."""
-        compiled = vars(self).get("_compiled")
-        if compiled is None or compiled.planes is not self.planes_:
-            return kernels.Rotation(self.planes_.T)
-        return compiled.packed
+        """Planes and directions as a kernel multiplies by them."""
+        return kernels.Rotation(self.planes_.T), kernels.Rotation(self.directions_)
 
     @property
     def _code_bits(self):
@@ -214,16 +207,14 @@ class BinaryQuantizer(BaseQuantizer):
     def _codebook_dtype(self):
         return self.planes_.dtype
 
-    def _signs(self, block):
-        """Whether centred rows lie on the upper side of each plane."""
-        return kernels.rotate(block, self._ready(), n_threads=self.n_threads) >= 0
-
     def _encode(self, rows, codes):
+        planes, _ = self._ready()
         for span, block in _centred_blocks(rows, self.mean_, max(self.planes_.shape)):
-            codes[span] = np.packbits(self._signs(block), axis=1, bitorder="little")
+            signs = _signs(planes, block, n_threads=self.n_threads)
+            codes[span] = np.packbits(signs, axis=1, bitorder="little")
 
     def _decode(self, codes, out):
-        directions = kernels.Rotation(self.directions_)
+        _, directions = self._ready()
         for span in spans(len(codes), _block_rows(self.planes_)):
             bits = np.ascontiguousarray(codes[span], np.uint8)
             bits = np.unpackbits(bits, axis=1, count=len(self.planes_), bitorder="little")
@@ -254,13 +245,6 @@ class BinaryQuantizer(BaseQuantizer):
 
     def _index(self, codes):
         return BinaryIndex(self._parts(), codes, self.transform, self.n_threads)
-
-
-class _Compiled(NamedTuple):
-    """What is made from the planes once, for this CPU."""
-
-    planes: np.ndarray  # the very array
-    packed: kernels.Rotation
 
 
 class _Centred:
@@ -298,6 +282,11 @@ def _centred_blocks(X, mean, width):
     """Consecutive (slice, rows less the mean) in the mean's precision."""
     for span in spans(len(X), max(64, _BLOCK_BYTES // (mean.itemsize * width))):
         yield span, np.subtract(X[span], mean, dtype=mean.dtype)
+
+
+def _signs(planes, block, *, n_threads):
+    """Whether centred rows lie on the upper side of each plane."""
+    return kernels.rotate(block, planes, n_threads=n_threads) >= 0
 
 
 def _block_rows(planes):

@@ -13,7 +13,6 @@ import itertools
 import threading
 import warnings
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,6 +32,7 @@ from fastvq._validation import (
 from fastvq.vq._base import BaseQuantizer, code_dtype, codebook_dtype, random_state_of
 from fastvq.vq._fit import Settings, fit_rows
 from fastvq.vq._opq import Frame, opq, random_rotation, start_bytes
+from fastvq.vq._pool import in_threads
 from fastvq.vq._rows import rows_of, sample_positions, sample_size
 from fastvq.vq._search import Parts
 from fastvq.vq._seeding import INITS
@@ -147,6 +147,8 @@ class ProductQuantizer(BaseQuantizer):
     True
     """
 
+    _compiled_of = ("codebooks_", "rotation_", "feature_scale_")
+
     def __init__(
         self,
         n_subspaces: int = 8,
@@ -214,7 +216,9 @@ class ProductQuantizer(BaseQuantizer):
         if not rows:
             raise ValueError("codebooks must be one for each subspace, got none")
         dtype = np.result_type(*map(codebook_dtype, rows))
-        codewords = [as_codebook(each, *each.shape, dtype, "codebooks") for each in rows]
+        codewords = [
+            as_codebook(each, len(each), each.shape[1], dtype, "codebooks") for each in rows
+        ]
         bits = [(len(each) - 1).bit_length() for each in codewords]
         if any(len(each) != 2**width for each, width in zip(codewords, bits, strict=True)):
             sizes = ", ".join(str(len(each)) for each in codewords)
@@ -232,8 +236,8 @@ class ProductQuantizer(BaseQuantizer):
         quantizer.n_features_in_ = n_features
         quantizer.counts_ = _together([np.zeros(len(each)) for each in codewords])
         quantizer.inertia_history_, quantizer.n_iter_ = np.empty(0), 0
-        quantizer.code_size_ = -(-sum(bits) // 8)
-        quantizer._set_codebooks(_together(codewords))
+        quantizer.codebooks_ = _together(codewords)
+        quantizer._settle()
         return quantizer
 
     # ---- fitting ---------------------------------------------------------------------------
@@ -266,19 +270,19 @@ class ProductQuantizer(BaseQuantizer):
             rows, sorted, and repeats them.
         """
         with self._all_or_nothing():
-            X = self._checked(X, reset=True)
-            dtype = codebook_dtype(X)
-            subspaces = self._subspaces_of(X.shape[1], dtype)
-            scale = _feature_scale(self.feature_weight, X.shape[1], dtype)
+            rows = self._checked(X, reset=True)
+            dtype = codebook_dtype(rows)
+            subspaces = self._subspaces_of(rows.shape[1], dtype)
+            scale = _feature_scale(self.feature_weight, rows.shape[1], dtype)
             rng = random_state_of(self.random_state)
-            weight = as_weights(sample_weight, len(X))
+            weight = as_weights(sample_weight, len(rows))
             # Says which value is not finite, by its place in X and not in what is made of it.
-            kernels.safe_scale(X, n_threads=self.n_threads)
-            sample = sample_positions(self.max_samples, len(X), rng)
+            kernels.safe_scale(rows, n_threads=self.n_threads)
+            sample = sample_positions(self.max_samples, len(rows), rng)
             if sample is not None:
-                X = X[sample]
-                weight = None if weight is None else as_weights(weight[sample], len(X))
-            fit = _Fit(X, weight, subspaces, dtype, rng, _threads.effective(self.n_threads))
+                rows = rows[sample]
+                weight = None if weight is None else as_weights(weight[sample], len(rows))
+            fit = _Fit(rows, weight, subspaces, dtype, rng, _threads.effective(self.n_threads))
             steps = sum(subspace.settings.most_iterations for subspace in subspaces)
             with Progress("fit", steps, self.verbose) as progress:
                 frame, history = self._frame(fit, scale, rng)
@@ -352,19 +356,8 @@ class ProductQuantizer(BaseQuantizer):
         self.inertia_history_ = np.concatenate([history, _total([o.history for o in outcomes])])
         self.inertia_ = float(self.inertia_history_[-1])
         self.n_iter_ = len(history) + max(outcome.n_iter for outcome in outcomes)
-        self._set_codebooks(_together([outcome.codebook for outcome in outcomes]))
-        self.code_size_ = -(-sum(self._code_bits) // 8)
-
-    def _set_codebooks(self, codebooks):
-        for codebook in codebooks if isinstance(codebooks, list) else [codebooks]:
-            codebook.flags.writeable = False
-        self.codebooks_ = codebooks
-        self._compiled = self._compile()
-
-    def __setstate__(self, state):
-        super().__setstate__(state)
-        if "codebooks_" in vars(self):
-            self._set_codebooks(self.codebooks_)
+        self.codebooks_ = _together([outcome.codebook for outcome in outcomes])
+        self._settle()
 
     # ---- how it encodes and decodes ----------------------------------------------------------
 
@@ -387,18 +380,7 @@ class ProductQuantizer(BaseQuantizer):
 
     def _compile(self):
         frame = Frame(vars(self).get("rotation_"), vars(self).get("feature_scale_"))
-        books = kernels.prepare_subspaces([*self.codebooks_])
-        return _Compiled((self.codebooks_, frame.rotation), books, frame)
-
-    def _ready(self):
-        """Codebooks and frame as kernels want them; made here only where a user replaced them."""
-        compiled = vars(self).get("_compiled")
-        made_from = (self.codebooks_, vars(self).get("rotation_"))
-        if compiled is None or any(
-            a is not b for a, b in zip(compiled.made_from, made_from, strict=True)
-        ):
-            compiled = self._compile()
-        return compiled
+        return kernels.prepare_subspaces([*self.codebooks_]), frame
 
     def _parts(self):
         rotation, scale = vars(self).get("rotation_"), vars(self).get("feature_scale_")
@@ -413,12 +395,12 @@ class ProductQuantizer(BaseQuantizer):
         return Parts([book.astype(self._codebook_dtype) for book in books])
 
     def _encode(self, rows, codes):
-        _, books, frame = self._ready()
+        books, frame = self._ready()
         for span, block in frame.blocks(rows, self._codebook_dtype, self.n_threads):
             kernels.assign_subspaces(block, books, codes=codes[span], n_threads=self.n_threads)
 
     def _decode(self, codes, out):
-        _, books, frame = self._ready()
+        books, frame = self._ready()
         if frame.plain:
             kernels.decode_subspaces(codes, books, out=out, n_threads=self.n_threads)
             return
@@ -448,14 +430,6 @@ class ProductQuantizer(BaseQuantizer):
         return fit + shared, n_rows * M * code + min(n_rows, _CALL_ROWS) * M + shared
 
 
-class _Compiled(NamedTuple):
-    """What is made from codebooks and rotation once, for this CPU."""
-
-    made_from: tuple  # the very arrays
-    books: kernels.Subspaces
-    frame: Frame
-
-
 class _Subspace(NamedTuple):
     """Features of a subspace, and how its codebook is fitted."""
 
@@ -476,7 +450,7 @@ class _Fit:
 
     def run(self, frame, step=lambda: None, starts=None, max_iter=None):
         """The outcome of each subspace; `starts`: codebooks to start from."""
-        workers = min(self.n_threads, len(self.subspaces))
+        n_threads = max(1, self.n_threads // len(self.subspaces))  # of each subspace
         stop = threading.Event()
 
         def watch(*_):
@@ -489,7 +463,6 @@ class _Fit:
                 settings = settings._replace(init=starts[m], n_init=1)
             if max_iter is not None:
                 settings = settings._replace(max_iter=max_iter, n_init=1)
-            n_threads = max(1, self.n_threads // workers)
             rows = rows_of(
                 frame.subspace(self.X, features, self.dtype, n_threads),
                 None,
@@ -506,15 +479,7 @@ class _Fit:
                 codes=None,
             )
 
-        if workers == 1:
-            return [fit_one(m) for m in range(len(self.subspaces))]
-        with ThreadPoolExecutor(workers) as pool:
-            try:
-                return list(pool.map(fit_one, range(len(self.subspaces))))
-            except BaseException:
-                stop.set()  # Ctrl-C, or an error in one: the others need not go on
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        return in_threads(fit_one, range(len(self.subspaces)), self.n_threads, stop)
 
 
 def _bits(n_bits, n_subspaces):

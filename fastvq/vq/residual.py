@@ -205,14 +205,14 @@ class ResidualQuantizer(SumMixin, BaseQuantizer):
             For numbers that are no codes of this quantizer, and for more codes than stages.
         """
         check_is_fitted(self)
-        codes = self._prefix_codes(codes)
-        out = as_out(out, (len(codes), self.n_features_in_), self._codebook_dtype)
-        self._decode(codes, out)
+        prefix = self._prefix_codes(codes)
+        out = as_out(out, (len(prefix), self.n_features_in_), self._codebook_dtype)
+        self._decode(prefix, out)
         return out
 
     def _encode(self, X, codes):
         kernels.beam_search(
-            X, self._stages(), beam_width=as_count(self.beam_width, "beam_width"), codes=codes,
+            X, self._ready(), beam_width=as_count(self.beam_width, "beam_width"), codes=codes,
             n_threads=self.n_threads,
         )  # fmt: skip
 

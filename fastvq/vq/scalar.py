@@ -12,7 +12,6 @@ of them, or belong to one feature each, and are
 What is learnt from values is in `_values`, the loops over them in `_kernels/scalar.pyx`.
 """
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +21,7 @@ from sklearn.utils.metaestimators import available_if
 from fastvq import _threads, kernels
 from fastvq._validation import as_count, as_nonnegative, as_weights, as_word
 from fastvq.vq._base import BaseQuantizer
+from fastvq.vq._pool import in_threads
 from fastvq.vq._search import Parts
 from fastvq.vq._values import Distribution
 
@@ -148,6 +148,8 @@ class ScalarQuantizer(BaseQuantizer):
            [-1.  ,  0.6 ]], dtype=float32)
     """
 
+    _compiled_of = ("codebooks_", "scale_", "zero_point_", "range_", "n_bits_", "group_size_")
+
     def __init__(
         self,
         n_bits: int = 8,
@@ -174,8 +176,7 @@ class ScalarQuantizer(BaseQuantizer):
         """The quantizer with these `scale_`, `zero_point_` and `range_`; nothing is fitted."""
         quantizer = cls(n_bits, granularity=granularity)
         quantizer.n_features_in_ = n_features
-        quantizer.scale_, quantizer.zero_point_ = _read_only(scale), _read_only(zero_point)
-        quantizer.range_ = _read_only(ends)
+        quantizer.scale_, quantizer.zero_point_, quantizer.range_ = scale, zero_point, ends
         quantizer._keep_sizes(quantizer._settings(n_features))
         return quantizer
 
@@ -323,14 +324,7 @@ class ScalarQuantizer(BaseQuantizer):
             return learn(Distribution(X[:, start : start + settings.group_size], weight, dtype))
 
         starts = range(0, X.shape[1], settings.group_size)
-        n_threads = min(_threads.effective(self.n_threads), len(starts))
-        if n_threads == 1:
-            return [learn_group(start) for start in starts]
-        pool = ThreadPoolExecutor(n_threads)
-        try:
-            return list(pool.map(learn_group, starts))
-        finally:
-            pool.shutdown(cancel_futures=True)  # at Ctrl-C, what has not begun never does
+        return in_threads(learn_group, starts, _threads.effective(self.n_threads))
 
     def _forget(self, *attributes):
         """Drop what a fit with another scheme has left."""
@@ -345,19 +339,17 @@ class ScalarQuantizer(BaseQuantizer):
         tiny = np.finfo(np.float64).smallest_subnormal
         scale = np.where(high > low, np.maximum((high - low) / (last - first), tiny), 1.0)
         zero_point = settings.symmetric_zero if settings.symmetric else -low / scale
-        self.scale_ = _read_only(scale)
-        self.zero_point_ = _read_only(np.broadcast_to(zero_point, scale.shape).copy())
-        self.range_ = _read_only(ends)
+        self.scale_, self.range_ = scale, ends
+        self.zero_point_ = np.broadcast_to(zero_point, scale.shape).copy()
         self._keep_sizes(settings)
 
     def _keep_levels(self, codebooks, settings):
-        self.codebooks_ = _read_only(codebooks)
+        self.codebooks_ = codebooks
         self._keep_sizes(settings)
 
     def _keep_sizes(self, settings):
         self.n_bits_, self.group_size_ = settings.n_bits, settings.group_size
-        self.code_size_ = -(-settings.n_features * settings.n_bits // 8)
-        self._compiled = self._compile()
+        self._settle()
 
     # ---- how it encodes --------------------------------------------------------------------
 
@@ -412,32 +404,23 @@ class ScalarQuantizer(BaseQuantizer):
         codes = n_rows * n_features * (1 if settings.n_bits <= 8 else 2)
         return fit, transform + codes
 
-    def _ready(self):
-        """What the kernels want; made here only where it was left out of a pickle, or where a user
-        has replaced fitted arrays."""
-        compiled = vars(self).get("_compiled")
-        if compiled is None or not compiled.made_of(self):
-            compiled = self._compile()
-        return compiled
-
     def _compile(self):
         group = np.arange(self.n_features_in_) // self.group_size_
         if "codebooks_" in vars(self):
-            return _Compiled((self.codebooks_,), levels=kernels.Levels(self.codebooks_, group))
-        sources = (self.scale_, self.zero_point_, self.range_)
+            return _Compiled(levels=kernels.Levels(self.codebooks_, group))
         place = self.range_.astype(np.float64) / self.scale_[:, None] + self.zero_point_[:, None]
         ends = np.clip(np.rint(place), 0, self._code_range - 1).T
         smallest, largest = _ORDINARY[self.range_.dtype]
         if self.scale_.min() >= smallest and np.abs(self.range_).max() <= largest:
             scale, zero_point = self.scale_[group], self.zero_point_[group]
             steps = kernels.Steps(scale, zero_point, *ends[:, group], self.range_.dtype)
-            return _Compiled(sources, steps=steps)
+            return _Compiled(steps=steps)
         # The same levels, found by comparing: differences would overflow or lose their digits.
         levels = self.scale_[:, None] * (np.arange(self._code_range) - self.zero_point_[:, None])
         limit = np.finfo(self.range_.dtype).max
         levels = np.clip(levels, -limit, limit).astype(self.range_.dtype)
         ends = ends[:, group].astype(np.uint8 if self.n_bits_ <= 8 else np.uint16)
-        return _Compiled(sources, levels=kernels.Levels(levels, group), ends=ends)
+        return _Compiled(levels=kernels.Levels(levels, group), ends=ends)
 
 
 class _Settings(NamedTuple):
@@ -467,16 +450,9 @@ class _Settings(NamedTuple):
 class _Compiled(NamedTuple):
     """What is made from the fitted arrays once, for this CPU: either steps or levels."""
 
-    sources: tuple  # the arrays that it was made from
     steps: kernels.Steps | None = None
     levels: kernels.Levels | None = None
     ends: np.ndarray | None = None  # first and last code of each feature, where levels need that
-
-    def made_of(self, quantizer):
-        if len(self.sources) == 1:
-            return self.sources[0] is quantizer.codebooks_
-        now = (quantizer.scale_, quantizer.zero_point_, quantizer.range_)
-        return all(a is b for a, b in zip(self.sources, now, strict=True))
 
 
 def _united(ends, others):
@@ -492,8 +468,3 @@ def _united(ends, others):
     if not np.isfinite(united).all():
         raise ValueError(f"X holds values that {ends.dtype} cannot, with which the fit began")
     return united
-
-
-def _read_only(array):
-    array.flags.writeable = False
-    return array

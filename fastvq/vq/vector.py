@@ -208,6 +208,7 @@ class VectorQuantizer(BaseQuantizer):
     """
 
     _saved = ("_gathering",)
+    _compiled_of = ("codebook_", "code_lengths_", "groups_", "rate_weight", "assign")
 
     def __init__(
         self,
@@ -294,7 +295,6 @@ class VectorQuantizer(BaseQuantizer):
         quantizer.n_features_in_ = d
         quantizer.counts_, quantizer.inertia_history_ = np.zeros(k), np.empty(0)
         quantizer.n_iter_, quantizer._gathering = 0, False
-        quantizer.code_size_ = _code_size(codewords)
         return quantizer
 
     def fit(
@@ -636,7 +636,6 @@ class VectorQuantizer(BaseQuantizer):
         self.inertia_ = float(latest[-1])
         self.inertia_history_ = np.concatenate([history, latest])
         self.n_iter_ = n_iter + outcome.n_iter
-        self.code_size_ = _code_size(self.codebook_)
         self._gathering = outcome.n_distinct is not None
 
     def _measure(self, rows):
@@ -649,21 +648,20 @@ class VectorQuantizer(BaseQuantizer):
         return codes
 
     def _set_codebook(self, codebook, lengths=None):
-        codebook.flags.writeable = False
         self.codebook_ = codebook
         vars(self).pop("code_lengths_", None)
         if lengths is not None:
             self.code_lengths_ = lengths
         if len(vars(self).get("groups_", codebook)) != len(codebook):
             del self.groups_
-        self._compiled = self._compile()
+        self._settle()
 
     def _group(self, rows, recall):
         """Group the codewords and find how many groups to look into; the codes of the rows."""
         self.groups_ = group_codewords(self.codebook_, n_threads=self.n_threads)
         self.n_probes_ = len(self.codebook_)
-        self._compiled = self._compile()
-        probes = self._current().probes
+        self._settle()
+        probes = self._ready().probes
         self.n_probes_, self.assign_recall_ = probes_for(probes, rows, self.codebook_, recall)
         return self._measure(rows)
 
@@ -672,11 +670,6 @@ class VectorQuantizer(BaseQuantizer):
         if "code_lengths_" in vars(self):
             counts = self.counts_[self.counts_ > 0]
             self.entropy_ = float(counts @ lengths_of(counts) / counts.sum())
-
-    def __setstate__(self, state):
-        super().__setstate__(state)
-        if "codebook_" in vars(self):
-            self._set_codebook(self.codebook_, vars(self).get("code_lengths_"))
 
     # ---- how it encodes --------------------------------------------------------------------
 
@@ -699,17 +692,11 @@ class VectorQuantizer(BaseQuantizer):
 
     def _prepared(self):
         """The codebook, prices included, as kernels want it to encode rows."""
-        return self._current().priced
-
-    def _current(self):
-        """What is made from the codebook; made here only where a user has replaced it."""
-        compiled = vars(self).get("_compiled")
-        if compiled is None or not compiled.made_of(self.codebook_, *self._rates(), self.assign):
-            compiled = self._compile()
-        return compiled
+        return self._ready().priced
 
     def _compile(self):
-        codebook, lengths, price = self.codebook_, *self._rates()
+        codebook = self.codebook_
+        lengths, price = self._rates()
         plain = kernels.widened(kernels.prepare(codebook, screen=True))
         priced = plain
         if price:
@@ -729,7 +716,7 @@ class VectorQuantizer(BaseQuantizer):
                     f"groups_ must have the length of codebook_, {len(codebook)}, got {len(groups)}"
                 )
             probes = Probes(codebook, groups, self.n_threads)
-        return _Compiled(codebook, lengths, price, self.assign, plain, priced, probes)
+        return _Compiled(plain, priced, probes)
 
     def _rates(self):
         """The lengths of the codes and the price of a bit; None and 0 where they do not count."""
@@ -763,13 +750,13 @@ class VectorQuantizer(BaseQuantizer):
         return self._assign(self._source(X))
 
     def _assign(self, rows, codes=None):
-        probes = self._current().probes
+        probes = self._ready().probes
         if probes is not None:
             return probes.assign(rows, self.n_probes_, codes)
         return rows.assign(self._prepared(), codes)
 
     def _squared_error(self, X, weight):
-        errors, codebook = [], self._current()
+        errors, codebook = [], self._ready()
 
         def add(span):
             rows = self._source(X[span], None if weight is None else weight[span])
@@ -822,7 +809,7 @@ class VectorQuantizer(BaseQuantizer):
         np.take(self.codebook_, self._predict(X), axis=0, out=out, mode="clip")
 
     def _fill_distances(self, X, out):
-        codebook = self._current().plain
+        codebook = self._ready().plain
         scale = codebook.scale
         if scale != 1:  # squares of such values would overflow or vanish
             X = X.astype(np.float64) * scale
@@ -838,21 +825,9 @@ class VectorQuantizer(BaseQuantizer):
 class _Compiled(NamedTuple):
     """What is made from a codebook once, for this CPU."""
 
-    codebook: np.ndarray  # the array that it was made from
-    lengths: np.ndarray | None  # and this one
-    price: float  # of a bit
-    assign: str  # the parameter
     plain: kernels.Prepared  # the codebook
     priced: kernels.Prepared  # the same where codes cost nothing
     probes: Probes | None  # where codes are approximate
-
-    def made_of(self, codebook, lengths, price, assign):
-        same = self.codebook is codebook and self.lengths is lengths
-        return same and (self.price, self.assign) == (price, assign)
-
-
-def _code_size(codebook):
-    return -(-code_bits(len(codebook)) // 8)
 
 
 def _watch(rows, dtype, callback, progress):
