@@ -14,6 +14,7 @@ from fastvq import (
     load,
     plot_curve,
 )
+from fastvq.vq._curve import RateCurve
 
 
 def correlated(n=6000, d=16, seed=0):
@@ -100,16 +101,69 @@ def test_exactly_one_target(targets):
         fit_to_budget(correlated(100), **targets)
 
 
-def test_plot():
+def test_plot(tmp_path):
     matplotlib = pytest.importorskip("matplotlib")
     matplotlib.use("Agg")
     best = fit_to_budget(correlated(1000), bytes_per_vector=8, candidates=FEW[:2])
-    axes = plot_curve(best)
+    axes = best.curve_.plot()
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["ScalarQuantizer"]
     assert plot_curve(best, axes) is axes
+    best.save(tmp_path / "best")
+    assert load(tmp_path / "best").curve_.plot(axes) is axes
 
 
 def test_plot_without_matplotlib(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ImportError, match=r"pip install"):
-        plot_curve(VectorQuantizer(2))
+        RateCurve().plot()
+
+
+class Failing(ScalarQuantizer):
+    """Fits as the other does, but fails on more than `most` rows."""
+
+    def __init__(self, most=0):
+        super().__init__(8)
+        self.most = most
+
+    def fit(self, X, y=None, sample_weight=None):
+        if len(X) > self.most:
+            raise MemoryError(f"{len(X)} rows are too many")
+        return super().fit(X)
+
+
+@pytest.mark.parametrize("most", [0, 4096])
+def test_candidates_that_fail_are_left_out(most):
+    best = fit_to_budget(
+        correlated(), bytes_per_vector=16, candidates=[Failing(most), *FEW], random_state=0
+    )
+    curve = best.curve_
+    (failed,) = [i for i, error in enumerate(curve["error"]) if error is not None]
+    assert curve["kind"][failed] == "Failing" and type(best) is not Failing
+    assert curve["error"][failed] == f"MemoryError: {curve['rows'][failed]} rows are too many"
+    assert curve["bytes"][failed] is curve["distortion"][failed] is None
+    assert failed == 0 if most == 0 else curve["rows"][failed] == 4500
+
+
+def test_where_all_candidates_fail_the_first_tells_why():
+    with pytest.raises(MemoryError, match="4096 rows are too many"):
+        fit_to_budget(correlated(), bytes_per_vector=8, candidates=[Failing(7), Failing(3)])
+
+
+def test_large_codebooks_join_when_there_are_rows_for_them():
+    candidates = [VectorQuantizer(16, max_iter=3), VectorQuantizer(600, max_iter=3)]
+    best = fit_to_budget(correlated(), bytes_per_vector=2, candidates=candidates, random_state=0)
+    rows = dict(zip(best.curve_["parameters"], best.curve_["rows"], strict=True))
+    assert best.n_codewords == 600 and min(best.curve_["rows"]) == 4096
+    (alone,) = [n for text, n in rows.items() if "600" in text]
+    assert alone == 4500
+
+
+def test_default_vector_quantizers_by_bytes():
+    from fastvq.vq.budget import CANDIDATES
+
+    sizes = {
+        size: [vq.n_codewords for vq in CANDIDATES["vector"](8, size)] for size in (1, 2, 3, 4)
+    }
+    assert sizes == {1: [256], 2: [4096, 65536], 3: [1 << 20], 4: []}
+    best = fit_to_budget(correlated(3000, 4), bytes_per_vector=2, random_state=0)
+    assert "VectorQuantizer" not in best.curve_["kind"]  # 3000 rows are too few for 4096 codewords

@@ -17,7 +17,8 @@ from sklearn.utils.validation import check_is_fitted
 from fastvq import container
 from fastvq._validation import as_count
 from fastvq.container import FileFormatError
-from fastvq.vq._base import BaseQuantizer
+from fastvq.vq._base import BaseQuantizer, packed_size
+from fastvq.vq._curve import RateCurve
 
 __all__ = ["kinds", "load", "save"]
 
@@ -152,7 +153,7 @@ def _try_out(quantizer):
     if names is not None and names.shape != (n_features,):
         raise ValueError(f"{len(names)} feature_names_in_ for {n_features} features")
     bits = quantizer._code_bits
-    if quantizer.code_size_ != -(-sum(bits) // 8):
+    if quantizer.code_size_ != packed_size(bits):
         raise ValueError(f"code_size_ of {quantizer.code_size_} for codes of {sum(bits)} bits")
     rows = quantizer.inverse_transform(np.zeros((1, len(bits)), np.uint8))
     quantizer._encode(rows, quantizer._new_codes(1))
@@ -183,7 +184,8 @@ def _packed(value, name, tensors):
         items = [_packed(item, f"{name}.{i}", tensors) for i, item in enumerate(value)]
         return items if isinstance(value, list) else {"tuple": items}
     if isinstance(value, dict) and all(type(key) is str for key in value):
-        return {"dict": {k: _packed(v, f"{name}.{k}", tensors) for k, v in value.items()}}
+        form = "curve" if isinstance(value, RateCurve) else "dict"
+        return {form: {k: _packed(v, f"{name}.{k}", tensors) for k, v in value.items()}}
     if isinstance(value, np.random.RandomState):
         state = value.get_state(legacy=False)
         return {"RandomState": _packed(state, name, tensors)}
@@ -250,6 +252,7 @@ _FORMS = {
     "float": _unpacked_float,
     "tuple": lambda items, tensors: tuple(_unpacked(items, tensors)),
     "dict": _unpacked_dict,
+    "curve": lambda items, tensors: RateCurve(_unpacked_dict(items, tensors)),
     "strings": lambda items, tensors: np.array(items, dtype=object),
     "RandomState": _unpacked_random_state,
     "Generator": _unpacked_generator,

@@ -4,12 +4,14 @@ Which kind of quantizer serves data best, and at which settings, is measured: ev
 fitted on a sample of the rows and judged on other rows that it has not seen. The better half is
 fitted again on a sample four times as large, and so on (successive halving: Jamieson & Talwalkar,
 "Non-stochastic best arm identification", AISTATS 2016), until the samples end or one is left. That
-one is fitted on all rows.
+one is fitted on all rows. A codebook of many codewords joins when a sample is large enough for it.
 
 The candidates come from one table, `CANDIDATES`: a function for each kind of quantizer, of the
-number of features and of bytes.
+numbers of features and of bytes.
 """
 
+import itertools
+from numbers import Integral
 from time import perf_counter
 from typing import Any
 
@@ -19,6 +21,7 @@ from sklearn.base import clone
 
 from fastvq._validation import as_nonnegative, as_rows
 from fastvq.vq._base import BaseQuantizer, random_state_of
+from fastvq.vq._curve import RateCurve
 from fastvq.vq.additive import AdditiveQuantizer
 from fastvq.vq.product import ProductQuantizer
 from fastvq.vq.residual import ResidualQuantizer
@@ -30,7 +33,11 @@ __all__ = ["fit_to_budget", "plot_curve"]
 _FIRST_ROWS, _GROWTH = 4096, 4
 _KEPT = 0.5
 _HELD_OUT = 4096  # rows to judge on, but no more than a quarter of all
-_BYTES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)  # tried for a distortion
+_BYTES = (1, 2, 3, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)  # tried for a distortion
+_ROWS_A_CODEWORD = 8  # fewer rows say little about a codebook on its own
+_MANY_CODEWORDS = (
+    1 << 14
+)  # from here on codes are approximate: in a fit of all rows, 20 times faster
 
 
 def _scalar(d, size):
@@ -49,10 +56,9 @@ def _product(d, size):
 
 
 def _vector(d, size):
-    if size == 1:
-        yield VectorQuantizer(256)
-    if size == 2:
-        yield VectorQuantizer(4096)
+    for n_codewords in {1: (256,), 2: (4096, 65536), 3: (1 << 20,)}.get(size, ()):
+        assign = "exact" if n_codewords < _MANY_CODEWORDS else "approximate"
+        yield VectorQuantizer(n_codewords, assign=assign)
 
 
 def _residual(d, size):
@@ -96,7 +102,9 @@ def fit_to_budget(
         of the two must be given.
     candidates : list of quantizers, optional
         Not fitted; they are copied. By default scalar, product (also rotated),
-        residual, additive and vector quantizers of many sizes.
+        residual, additive and vector quantizers of many sizes: a VectorQuantizer of up to 256
+        codewords for one byte, 65536 for two and 2**20 for three, where there are eight rows for
+        each codeword.
     random_state : int, RandomState, Generator or None, default=None
         Draws the samples, and is given to candidates that have none of their own.
     n_threads : int, optional
@@ -105,13 +113,15 @@ def fit_to_budget(
     -------
     quantizer : the best candidate, fitted on all rows
         Its ``curve_`` holds what was measured, a dict of lists as long as there were measurements:
-        "kind", "parameters", "bytes", "distortion" (on the rows held out), "seconds" (to encode
-        a row) and "rows" (fitted on). `plot_curve` draws it.
+        "kind", "parameters", "rows" (fitted on), "bytes", "distortion" (on the rows held out),
+        "seconds" (to encode a row) and "error": what a candidate raised that could not be measured,
+        which is then left out. ``curve_.plot()`` draws it.
 
     Raises
     ------
     ValueError
-        Where no candidate meets the budget: the message says what the best one reaches.
+        Where no candidate meets the budget: the message says what the best one reaches. And what
+        the first candidate raised, where all fail.
 
     Examples
     --------
@@ -132,6 +142,7 @@ def fit_to_budget(
             for make in CANDIDATES.values()
             for size in goal.sizes()
             for each in make(rows.shape[1], size)
+            if _rows_wanted(each) <= max(len(rows), _FIRST_ROWS)
         ]
     rng = random_state_of(random_state)
     seed, order = rng.randint(2**31 - 1), rng.permutation(len(rows))
@@ -143,38 +154,8 @@ def fit_to_budget(
 
 
 def plot_curve(quantizer: Any, ax: Any = None) -> Any:
-    """Draw the points that `fit_to_budget` measured: distortion over bytes a vector.
-
-    Parameters
-    ----------
-    quantizer : what `fit_to_budget` returned
-    ax : matplotlib Axes, optional
-
-    Returns
-    -------
-    ax : matplotlib Axes
-
-    Raises
-    ------
-    ImportError
-        Without matplotlib.
-    """
-    try:
-        from matplotlib import pyplot
-    except ImportError as error:
-        raise ImportError('plot_curve needs matplotlib: pip install "fastvq[plot]"') from error
-    if ax is None:
-        ax = pyplot.subplots()[1]
-    curve = quantizer.curve_
-    last = _latest(curve)
-    for kind in sorted({curve["kind"][i] for i in last}):
-        points = sorted(
-            (curve["bytes"][i], curve["distortion"][i]) for i in last if curve["kind"][i] == kind
-        )
-        ax.plot(*zip(*points, strict=True), "o-", label=kind)
-    ax.set(xlabel="bytes a vector", ylabel="distortion", xscale="log", yscale="log")
-    ax.legend()
-    return ax
+    """The same as ``quantizer.curve_.plot(ax)``, for what `fit_to_budget` returned."""
+    return quantizer.curve_.plot(ax)
 
 
 class _Bytes:
@@ -229,35 +210,61 @@ def _filter(field, rows, order, goal):
     judges, pool = rows[np.sort(order[:n_judges])], order[n_judges:]
     if not field or not len(pool):
         raise ValueError("the budget cannot be met: there are no candidates for it")
-    curve: dict = {}
+    curve, first_error = RateCurve(), None
     n_rows = min(_FIRST_ROWS, len(pool))
+    kept, waiting = [], list(field)
     while True:
-        sample = rows[np.sort(pool[:n_rows])]
-        points = [_measure(each, sample, judges) for each in field]
-        for point in points:
+        enough = [n_rows == len(pool) or _rows_wanted(each) <= n_rows for each in waiting]
+        field = [*kept, *itertools.compress(waiting, enough)]
+        waiting = [each for each, joins in zip(waiting, enough, strict=True) if not joins]
+        sample, measured = rows[np.sort(pool[:n_rows])], []
+        for each in field:
+            point, error = _measure(each, sample, judges)
+            first_error = first_error or error
             for name, value in point.items():
                 curve.setdefault(name, []).append(value)
-        ranking = sorted(range(len(field)), key=lambda i: goal.key(points[i]))
-        if len(field) == 1 or n_rows == len(pool):
-            goal.check(points[ranking[0]])
-            return field[ranking[0]], curve
-        field = [field[i] for i in ranking[: max(1, round(_KEPT * len(field)))]]
+            if error is None:
+                measured.append((goal.key(point), point, each))
+        measured.sort(key=lambda each: each[0])
+        last = n_rows == len(pool) or (len(field) == 1 and not waiting)
+        if last and not measured:
+            raise first_error
+        if last:
+            _, point, best = measured[0]
+            goal.check(point)
+            return best, curve
+        kept = [each for *_, each in measured[: max(1, round(_KEPT * len(measured)))]]
         n_rows = min(_GROWTH * n_rows, len(pool))
 
 
 def _measure(candidate, sample, judges):
-    quantizer = clone(candidate).fit(sample)
-    began = perf_counter()
-    quantizer.transform(judges)
-    seconds = perf_counter() - began
-    return {
-        "kind": type(quantizer).__name__,
-        "parameters": _described(quantizer),
-        "bytes": int(quantizer.code_size_),
-        "distortion": float(quantizer.distortion(judges)),
-        "seconds": seconds / len(judges),
+    """A point of the curve, and the error for want of which there is none."""
+    point = {
+        "kind": type(candidate).__name__,
+        "parameters": _described(candidate),
         "rows": len(sample),
+        "bytes": None,
+        "distortion": None,
+        "seconds": None,
+        "error": None,
     }
+    try:
+        quantizer = clone(candidate).fit(sample)
+        began = perf_counter()
+        quantizer.transform(judges)
+        point["seconds"] = (perf_counter() - began) / len(judges)
+        point["bytes"] = int(quantizer.code_size_)
+        point["distortion"] = float(quantizer.distortion(judges))
+    except Exception as error:  # of any kind: the other candidates are still to be measured
+        return {**point, "error": f"{type(error).__name__}: {error}"}, error
+    return point, None
+
+
+def _rows_wanted(candidate):
+    """Rows of a sample that is worth fitting this candidate on."""
+    if isinstance(candidate, VectorQuantizer) and isinstance(candidate.n_codewords, Integral):
+        return _ROWS_A_CODEWORD * candidate.n_codewords
+    return 1
 
 
 def _described(quantizer):
@@ -275,9 +282,3 @@ def _prepared(candidate, seed, n_threads):
     return candidate.set_params(
         **{name: wanted[name] for name in wanted if name in known and known[name] is None}
     )
-
-
-def _latest(curve):
-    """The last measurement of each candidate: on most rows."""
-    keys = zip(curve["kind"], curve["parameters"], strict=True)
-    return list({key: i for i, key in enumerate(keys)}.values())
