@@ -9,19 +9,28 @@ VectorQuantizer       its codewords as the vectors of an IndexFlatL2, or of an I
                       where the metric is "cosine"; from a faiss.Kmeans too
 ProductQuantizer      IndexPQ, behind an IndexPreTransform where it rotates; from a
                       faiss.ProductQuantizer too
+ResidualQuantizer     IndexResidualQuantizer; from a faiss.ResidualQuantizer too
+AdditiveQuantizer     IndexLocalSearchQuantizer; from a faiss.LocalSearchQuantizer too
 ScalarQuantizer       evenly spaced levels of 4, 6 and 8 bits as an IndexScalarQuantizer;
                       from a faiss.ScalarQuantizer too
 ====================  ====================================================================
 
 faiss computes in float32 and by another arithmetic: where two codewords are equally near a row up
-to rounding, the two may choose differently.
+to rounding, the two may choose differently. Sums of codewords are found by different searches (here
+among centred codebooks, for one thing), and codes of a row may differ that stand for almost the same.
 """
 
 import functools
 
 import numpy as np
 
-from fastvq.vq import ProductQuantizer, ScalarQuantizer, VectorQuantizer
+from fastvq.vq import (
+    AdditiveQuantizer,
+    ProductQuantizer,
+    ResidualQuantizer,
+    ScalarQuantizer,
+    VectorQuantizer,
+)
 
 __all__ = ["from_faiss", "to_faiss"]
 
@@ -32,7 +41,8 @@ def to_faiss(quantizer):
 
     Parameters
     ----------
-    quantizer : VectorQuantizer, ProductQuantizer or ScalarQuantizer
+    quantizer : VectorQuantizer, ProductQuantizer, ResidualQuantizer, AdditiveQuantizer or \
+            ScalarQuantizer
 
     Returns
     -------
@@ -51,8 +61,8 @@ def to_faiss(quantizer):
         For what has no like in faiss.
     ValueError
         For a quantizer whose settings faiss has no like of: subspaces that differ in features or
-        bits, a `feature_weight`; levels that are not evenly spaced, symmetric ones, other widths
-        than 4, 6 and 8 bits.
+        bits, a `feature_weight`; additive codebooks that differ in bits; levels that are not
+        evenly spaced, symmetric ones, other widths than 4, 6 and 8 bits.
     """
     raise TypeError(f"there is nothing in faiss like a {type(quantizer).__name__}")
 
@@ -94,6 +104,46 @@ def _(quantizer: ProductQuantizer):
     return turned
 
 
+@to_faiss.register
+def _(quantizer: ResidualQuantizer):
+    faiss = _faiss()
+    _check_is_fitted(quantizer)
+    bits = faiss.UInt64Vector()
+    faiss.copy_array_to_vector(np.array(quantizer._code_bits, np.uint64), bits)
+    index = faiss.IndexResidualQuantizer(
+        quantizer.n_features_in_, bits, faiss.METRIC_L2, faiss.AdditiveQuantizer.ST_decompress
+    )
+    index.rq.max_beam_size = quantizer.beam_width
+    return _with_codebooks(faiss, index, index.rq, quantizer)
+
+
+@to_faiss.register
+def _(quantizer: AdditiveQuantizer):
+    faiss = _faiss()
+    _check_is_fitted(quantizer)
+    bits = quantizer._code_bits
+    if len(set(bits)) > 1:
+        raise ValueError("faiss has no local search among codebooks that differ in bits")
+    index = faiss.IndexLocalSearchQuantizer(
+        quantizer.n_features_in_, len(bits), bits[0], faiss.METRIC_L2,
+        faiss.AdditiveQuantizer.ST_decompress,
+    )  # fmt: skip
+    index.lsq.encode_ils_iters = quantizer.n_jumps
+    index.lsq.nperts = min(quantizer.n_replaced, len(bits))
+    return _with_codebooks(faiss, index, index.lsq, quantizer)
+
+
+def _with_codebooks(faiss, index, inner, quantizer):
+    """The index of a faiss.AdditiveQuantizer, with these codebooks."""
+    codewords = np.concatenate([*quantizer.codebooks_]).astype(np.float32)
+    faiss.copy_array_to_vector(codewords.ravel(), inner.codebooks)
+    inner.set_derived_values()
+    if isinstance(inner, faiss.ResidualQuantizer):
+        inner.compute_codebook_tables()
+    inner.is_trained = index.is_trained = True
+    return index
+
+
 # Level q of faiss is low + (q + 1/2) · span / (2^b − 1), and a value's code what its place in the
 # span is, times 2^b − 1, rounded down: with low half a step below the first level that is the
 # nearest level, as here. A span of 0 gives every value the code 0.
@@ -131,7 +181,8 @@ def from_faiss(index):
     Parameters
     ----------
     index : faiss.IndexFlatL2, IndexFlatIP, Kmeans, IndexPQ, ProductQuantizer, \
-            IndexScalarQuantizer, ScalarQuantizer, or IndexPreTransform
+            IndexResidualQuantizer, ResidualQuantizer, IndexLocalSearchQuantizer, \
+            LocalSearchQuantizer, IndexScalarQuantizer, ScalarQuantizer, or IndexPreTransform
         A transform before an IndexPQ must be a rotation alone (OPQMatrix, RandomRotationMatrix).
         Of scalar quantizers those with evenly spaced levels, of 4, 6 or 8 bits.
 
@@ -140,7 +191,7 @@ def from_faiss(index):
     quantizer : VectorQuantizer
         Of the vectors of the index, or the centroids, as codewords. Vectors of an IndexFlatIP (and
         the centroids of a spherical Kmeans) must have length 1; the metric is then "cosine".
-    quantizer : ProductQuantizer, ScalarQuantizer
+    quantizer : ProductQuantizer, ResidualQuantizer, AdditiveQuantizer, ScalarQuantizer
         With the packed codes of faiss; the vectors that an index may hold are not read.
 
     Raises
@@ -148,7 +199,8 @@ def from_faiss(index):
     ImportError
         Where faiss is not installed.
     ValueError
-        For one that holds nothing yet, or whose vectors are not of length 1 where they must be.
+        For one that holds nothing yet, or whose vectors are not of length 1 where they must be; for
+        a residual or local search quantizer that stores norms beside its codes.
     TypeError
         For what has no like here.
     """
@@ -169,6 +221,7 @@ def from_faiss(index):
     for kinds, convert in (
         ((faiss.IndexPQ, faiss.ProductQuantizer), _product),
         (faiss.IndexPreTransform, _rotated),
+        ((faiss.IndexAdditiveQuantizer, faiss.AdditiveQuantizer), _sums),
         ((faiss.IndexScalarQuantizer, faiss.ScalarQuantizer), _scalar),
     ):
         if isinstance(view, kinds):
@@ -202,6 +255,27 @@ def _rotated(faiss, index):
         raise ValueError("a rotation in fastvq has no bias, but that of faiss does")
     matrix = faiss.vector_to_array(turn.A).reshape(turn.d_out, turn.d_in)
     return _product(faiss, inner, matrix.T)
+
+
+def _sums(faiss, index):
+    inner = index
+    if isinstance(index, faiss.IndexAdditiveQuantizer):
+        inner = faiss.downcast_AdditiveQuantizer(index.aq)
+    name = f"faiss.{type(inner).__name__}"
+    if isinstance(inner, faiss.ResidualQuantizer):
+        kind, parameters = ResidualQuantizer, {"beam_width": inner.max_beam_size}
+    elif isinstance(inner, faiss.LocalSearchQuantizer):
+        kind = AdditiveQuantizer
+        parameters = {"n_jumps": inner.encode_ils_iters, "n_replaced": inner.nperts}
+    else:
+        raise TypeError(f"there is nothing in fastvq like a {name}")
+    codewords = faiss.vector_to_array(inner.codebooks).reshape(-1, inner.d)
+    if not inner.is_trained or not len(codewords):
+        raise ValueError(f"the {name} is not trained yet")
+    if inner.norm_bits:
+        raise ValueError(f"the {name} stores norms beside its codes, which fastvq does not")
+    sizes = 2 ** faiss.vector_to_array(inner.nbits).astype(np.intp)
+    return kind.from_codebooks(np.split(codewords, np.cumsum(sizes)[:-1]), **parameters)
 
 
 def _scalar(faiss, index):

@@ -8,7 +8,13 @@ from sklearn.cluster import KMeans
 from sklearn.exceptions import NotFittedError
 
 import fastvq
-from fastvq import ProductQuantizer, ScalarQuantizer, VectorQuantizer
+from fastvq import (
+    AdditiveQuantizer,
+    ProductQuantizer,
+    ResidualQuantizer,
+    ScalarQuantizer,
+    VectorQuantizer,
+)
 
 X = np.random.RandomState(0).randn(500, 12).astype(np.float32)
 
@@ -267,3 +273,79 @@ class TestFromCodebook:
             VectorQuantizer.from_codebook(X[:4], metric="cosine")
         with pytest.raises(TypeError):
             VectorQuantizer.from_codebook(X[:4], taste="sweet")
+
+
+SUMS = {
+    "residual": ResidualQuantizer(5, 4, max_iter=4, random_state=0),
+    "residual, bits of each": ResidualQuantizer(3, [5, 3, 6], max_iter=4, random_state=0),
+    "additive": AdditiveQuantizer(5, 4, max_iter=3, random_state=0),
+}
+
+
+class TestSums:
+    @pytest.mark.parametrize("name", SUMS)
+    def test_packed_codes_are_the_bytes_of_faiss(self, faiss, name):
+        q = SUMS[name].fit(X)
+        index = fastvq.to_faiss(q)
+        assert index.is_trained and index.sa_code_size() == q.code_size_
+        codes = q.transform(X)
+        np.testing.assert_array_equal(index.sa_decode(q.pack(codes)), q.inverse_transform(codes))
+        theirs = index.sa_encode(X)
+        assert np.array_equal(q.pack(q.unpack(theirs)), theirs)
+        errors = [
+            np.square(X - q.inverse_transform(some)).sum() for some in (codes, q.unpack(theirs))
+        ]
+        assert errors[0] <= 1.05 * errors[1]
+
+    @pytest.mark.parametrize("name", SUMS)
+    def test_there_and_back(self, faiss, name):
+        q = SUMS[name].fit(X)
+        again = fastvq.from_faiss(fastvq.to_faiss(q))
+        assert type(again) is type(q) and again.n_features_in_ == 12
+        for a, b in zip(again.codebooks_, q.codebooks_, strict=True):
+            np.testing.assert_array_equal(a, b, strict=True)
+        np.testing.assert_array_equal(again.transform(X), q.transform(X), strict=True)
+
+    @pytest.mark.parametrize("kind", ["ResidualQuantizer", "LocalSearchQuantizer"])
+    @pytest.mark.parametrize("index", [False, True])
+    def test_from_what_faiss_trained(self, faiss, kind, index):
+        decompress = faiss.AdditiveQuantizer.ST_decompress
+        metric = [faiss.METRIC_L2, decompress] if index else []
+        theirs = getattr(faiss, f"Index{kind}" if index else kind)(12, 3, 5, *metric)
+        with pytest.raises(ValueError, match="not trained"):
+            fastvq.from_faiss(theirs)
+        theirs.train(X)
+        q = fastvq.from_faiss(theirs)
+        codes = theirs.sa_encode(X) if index else theirs.compute_codes(X)
+        decoded = theirs.sa_decode(codes) if index else theirs.decode(codes)
+        assert type(q).__name__ == {"R": "ResidualQuantizer", "L": "AdditiveQuantizer"}[kind[0]]
+        np.testing.assert_array_equal(q.inverse_transform(q.unpack(codes)), decoded)
+        np.testing.assert_array_equal(q.pack(q.unpack(codes)), codes, strict=True)
+
+    def test_what_has_no_like(self, faiss):
+        uneven = AdditiveQuantizer(2, [3, 4], max_iter=1, random_state=0).fit(X)
+        with pytest.raises(ValueError, match="differ in bits"):
+            fastvq.to_faiss(uneven)
+        norms = faiss.AdditiveQuantizer.ST_norm_float
+        index = faiss.IndexResidualQuantizer(12, 3, 4, faiss.METRIC_L2, norms)
+        index.train(X)
+        with pytest.raises(ValueError, match="norms"):
+            fastvq.from_faiss(index)
+        with pytest.raises(TypeError, match="ProductResidualQuantizer"):
+            fastvq.from_faiss(faiss.ProductResidualQuantizer(12, 2, 2, 4))
+        with pytest.raises(NotFittedError):
+            fastvq.to_faiss(ResidualQuantizer())
+
+    @pytest.mark.parametrize("kind", [ResidualQuantizer, AdditiveQuantizer])
+    def test_from_codebooks(self, kind):
+        books = [np.random.RandomState(m).randn(2 ** (m + 1), 3) for m in range(3)]
+        q = kind.from_codebooks(books, n_threads=1)
+        assert q.n_bits == [1, 2, 3] and q.n_threads == 1 and q.codebooks_[0].dtype == np.float64
+        assert q.code_size_ == 1 and np.isfinite(q.distortion(X[:, :3]))
+        for bad, message in {
+            "none": ([], "at least one"),
+            "sizes": ([np.zeros((3, 2))], "2, 4, 8"),
+            "features": ([np.zeros((2, 2)), np.zeros((2, 3))], "shape"),
+        }.values():
+            with pytest.raises(ValueError, match=message):
+                kind.from_codebooks(bad)

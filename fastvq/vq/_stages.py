@@ -4,14 +4,17 @@ The rows that such a fit meets (`ResidualRows`), the codebooks that are best for
 (`least_squares`), and what the estimators share. Encoding is in fastvq/_kernels/stages.h.
 """
 
-from typing import ClassVar, NamedTuple
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import linalg
 from threadpoolctl import threadpool_limits
 
 from fastvq import kernels
-from fastvq._validation import as_codes, as_count
+from fastvq._validation import as_codebook, as_codes, as_count, as_rows
+from fastvq.vq._base import codebook_dtype
 from fastvq.vq._rows import Rows, _ChangedRows, ordered_sum, rows_of, spans
 from fastvq.vq._search import Parts
 
@@ -270,6 +273,39 @@ class SumMixin:
 
     _compiled_of: ClassVar[tuple[str, ...]] = ("codebooks_",)
 
+    @classmethod
+    def from_codebooks(cls, codebooks: Sequence[ArrayLike], **parameters: Any) -> Any:
+        """A quantizer with these codewords, made elsewhere: nothing is fitted.
+
+        Parameters
+        ----------
+        codebooks : sequence of array-like of shape (2**n_bits, n_features)
+            In the form of `codebooks_`.
+        **parameters
+            Any of the class's but the number of codebooks and `n_bits`.
+
+        Returns
+        -------
+        quantizer : of this class
+            Of float64 where a codebook is, else float32; no inertia is known.
+        """
+        rows = [as_rows(codebook, f"codebooks[{m}]") for m, codebook in enumerate(codebooks)]
+        if not rows:
+            raise ValueError("codebooks must be at least one, got none")
+        dtype = np.result_type(*map(codebook_dtype, rows))
+        n_features = rows[0].shape[1]
+        books = [as_codebook(each, len(each), n_features, dtype, "codebooks") for each in rows]
+        bits = [(len(book) - 1).bit_length() for book in books]
+        if any(len(book) != 2**width for book, width in zip(books, bits, strict=True)):
+            sizes = ", ".join(str(len(book)) for book in books)
+            raise ValueError(f"codebooks must have 2, 4, 8, ... 65536 codewords, got {sizes}")
+        as_bits(bits, len(bits))  # 1 to 16
+        quantizer = cls(len(books), bits[0] if len(set(bits)) == 1 else bits, **parameters)
+        quantizer.n_features_in_ = n_features
+        quantizer.inertia_history_, quantizer.n_iter_ = np.empty(0), 0
+        quantizer._set_codebooks(books)
+        return quantizer
+
     @property
     def _codebooks(self):
         """The codebooks as a list, in whichever form the attribute is."""
@@ -290,11 +326,14 @@ class SumMixin:
     def _compile(self):
         return kernels.Stages(self.codebooks_)
 
+    def _set_codebooks(self, codebooks):
+        same = len({len(book) for book in codebooks}) == 1
+        self.codebooks_ = np.stack(codebooks) if same else list(codebooks)
+        self._settle()
+
     def _keep(self, training, codebooks, history, n_iter):
         """Become what a fit ended with."""
-        same = len({len(book) for book in codebooks}) == 1
-        self.codebooks_ = np.stack(codebooks) if same else codebooks
-        self._settle()
+        self._set_codebooks(codebooks)
         self.inertia_history_ = training.kind.release_inertia(np.array(history))
         self.inertia_ = float(self.inertia_history_[-1])
         self.n_iter_ = n_iter
