@@ -17,7 +17,7 @@ ScalarQuantizer       evenly spaced levels of 4, 6 and 8 bits as an IndexScalarQ
 
 faiss computes in float32 and by another arithmetic: where two codewords are equally near a row up
 to rounding, the two may choose differently. Sums of codewords are found by different searches (here
-among centred codebooks, for one thing), and codes of a row may differ that stand for almost the same.
+among centred codebooks, for one thing): codes may differ that stand for almost the same.
 """
 
 import functools
