@@ -9,6 +9,7 @@ interrupted. Errors are one line on stderr; ``--debug`` or FASTVQ_DEBUG=1 adds t
 
 import argparse
 import contextlib
+import itertools
 import os
 import sys
 import time
@@ -256,21 +257,27 @@ def _add_encode(add):
         "encode",
         _encode,
         "vectors and a quantizer -> codes",
-        "Write the codes of each row of a 2-D .npy file: integers of shape (n, codes of a row), or "
-        "packed as bytes. Input and output may be larger than memory.",
+        "Write the codes of each row of a 2-D .npy file: integers of shape (n, codes of a row), "
+        "packed as bytes, or entropy coded in a file of fastvq. Input and output may be larger "
+        "than memory (entropy coded, the output must fit).",
         "fastvq encode X.npy --codebook vq.fvq -o codes.npy",
     )
     command.add_argument("input", metavar="X.npy", help="vectors, one a row")
     _add_codebook(command)
-    command.add_argument("-o", "--output", required=True, metavar="FILE", help="codes, .npy")
-    command.add_argument(
+    command.add_argument("-o", "--output", required=True, metavar="FILE", help="codes")
+    form = command.add_mutually_exclusive_group()
+    form.add_argument(
         "--packed", action="store_true", help="as few bytes as hold the codes of a row"
+    )
+    form.add_argument(
+        "--entropy", action="store_true", help="about as few bits as the codes' entropy"
     )
     _add_threads(command)
 
 
 def _encode(args):
-    from ._files import open_npy, replacing, slices, write_npy
+    from . import _coded
+    from ._files import as_output, open_npy, replacing, slices, write_npy
 
     X = open_npy(args.input)
     quantizer = _load(args)
@@ -281,14 +288,20 @@ def _encode(args):
             return quantizer.pack(codes) if args.packed else codes
 
     first = encoded(slice(0, 1))  # tells of what shape and dtype the others will be
-    with replacing(args.output, [args.input, args.codebook]) as file:
-        start = time.perf_counter()
-        parts = map(encoded, slices(len(X), X[:1].nbytes))
-        write_npy(file, (len(X), first.shape[1]), first.dtype, parts)
-        seconds = time.perf_counter() - start
+    inputs = [args.input, args.codebook]
+    start = time.perf_counter()
+    parts = map(encoded, slices(len(X), X[:1].nbytes))
+    if args.entropy:
+        as_output(args.output, inputs)
+        _coded.write(args.output, parts, n_threads=args.threads)
+    else:
+        with replacing(args.output, inputs) as file:
+            write_npy(file, (len(X), first.shape[1]), first.dtype, parts)
+    seconds = time.perf_counter() - start
     print(f"{args.input}: {_describe(X)}, {_size(args.input)}")
     shape = f"{len(X):,} x {first.shape[1]:,} {first.dtype}"
-    print(f"{args.output}: {shape}, {_size(args.output)}, {seconds:.2f} s")
+    bits = 8 * os.path.getsize(args.output) / len(X)
+    print(f"{args.output}: {shape}, {_size(args.output)}, {bits:.2f} bits a row, {seconds:.2f} s")
 
 
 def _add_decode(add):
@@ -296,11 +309,12 @@ def _add_decode(add):
         "decode",
         _decode,
         "codes and a quantizer -> vectors",
-        "Write the vectors that the codes of a .npy file, of shape (n, codes of a row), stand for. "
-        "Input and output may be larger than memory.",
+        "Write the vectors that codes stand for: those of a .npy file, of shape (n, codes of a "
+        "row), or of a file that `fastvq encode --entropy` wrote. Input and output may be larger "
+        "than memory.",
         "fastvq decode codes.npy --codebook vq.fvq -o Y.npy",
     )
-    command.add_argument("input", metavar="codes.npy", help="codes, as `fastvq encode` writes them")
+    command.add_argument("input", metavar="codes", help="codes, as `fastvq encode` writes them")
     _add_codebook(command)
     command.add_argument("-o", "--output", required=True, metavar="FILE", help="vectors, .npy")
     command.add_argument("--packed", action="store_true", help="codes are packed, as by encode")
@@ -308,22 +322,57 @@ def _add_decode(add):
 
 
 def _decode(args):
-    from ._files import open_npy, replacing, slices, write_npy
+    from ._files import replacing, write_npy
 
-    codes = open_npy(args.input, ndim=(1, 2))
     quantizer = _load(args)
+    n_rows, blocks = _blocks_of_codes(args, quantizer.n_features_in_)
 
-    def decoded(span):
-        with _telling(f"{args.input}, counting from row {span.start}"):
-            block = quantizer.unpack(codes[span]) if args.packed else codes[span]
+    def decoded(first_row, codes):
+        with _telling(f"{args.input}, counting from row {first_row}"):
+            block = quantizer.unpack(codes) if args.packed else codes
             return quantizer.inverse_transform(block)
 
-    first = decoded(slice(0, 1))  # tells of what shape and dtype the others will be
-    shape = (len(codes), first.shape[1])
-    parts = map(decoded, slices(len(codes), shape[1] * first.itemsize))
+    parts = itertools.starmap(decoded, blocks)
+    first = next(parts)  # tells of what dtype the others will be
+    shape = (n_rows, first.shape[1])
     with replacing(args.output, [args.input, args.codebook]) as file:
-        write_npy(file, shape, first.dtype, parts)
+        write_npy(file, shape, first.dtype, itertools.chain([first], parts))
     print(f"{args.output}: {shape[0]:,} x {shape[1]:,} {first.dtype}, {_size(args.output)}")
+
+
+def _blocks_of_codes(args, n_features):
+    """How many rows of codes the input has, and their blocks: (number of the first row, codes)."""
+    from . import _coded, container
+    from ._files import open_npy, slices
+
+    row_bytes = 8 * n_features
+    if _is_container(args.input):
+        if args.packed:
+            raise ValueError(f"{args.input}: --packed is for .npy files")
+        summary = container.inspect(args.input)
+        n_rows = summary.attributes.get("n_rows")
+        parts = _coded.read(args.input, n_threads=args.threads)
+        return n_rows, (
+            (first + span.start, codes[span])
+            for first, codes in _numbered(parts)
+            for span in slices(len(codes), row_bytes)
+        )
+    codes = open_npy(args.input, ndim=(1, 2))
+    spans = slices(len(codes), row_bytes) or [slice(0, 0)]
+    return len(codes), ((span.start, codes[span]) for span in spans)
+
+
+def _numbered(blocks):
+    first = 0
+    for block in blocks:
+        yield first, block
+        first += len(block)
+
+
+def _is_container(path):
+    """Whether a file begins as a container does: a length, then JSON."""
+    with open(path, "rb") as file:
+        return file.read(9)[8:] == b"{"
 
 
 def _load(args):

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 import fastvq
-from fastvq import VectorQuantizer, _files, cli, container, kernels
+from fastvq import VectorQuantizer, _coded, _files, cli, container, entropy, kernels
 
 COMMANDS = ["info", "demo", "fit", "encode", "decode", "inspect", "image"]
 PROGRAM = [sys.executable, "-m", "fastvq.cli"]
@@ -296,6 +296,63 @@ def test_packed_codes(folder):
     np.testing.assert_array_equal(np.load("Z.npy"), np.load("Y.npy"), strict=True)
 
 
+@pytest.mark.parametrize("kind", ["vector", "product"])
+def test_entropy_coded(folder, capsys, kind, monkeypatch):
+    monkeypatch.setattr(_coded, "_BLOCK_CODES", 1000)  # several blocks
+    X = np.random.default_rng(0).standard_normal((5000, 6)).astype(np.float32) ** 3
+    np.save("X.npy", X)
+    sizes = "--codewords 64 --set rate_weight=3.0" if kind == "vector" else "--set n_subspaces=3"
+    assert run(f"fit X.npy -o q.fvq --quantizer {kind} {sizes} --max-iter 3") == 0
+    for option, output in {"": "codes.npy", "--packed": "packed.npy", "--entropy": "E.fvc"}.items():
+        capsys.readouterr()
+        assert run(f"encode X.npy --codebook q.fvq -o {output} {option}") == 0
+        size = os.path.getsize(output)
+        assert f", {8 * size / 5000:.2f} bits a row, " in capsys.readouterr().out
+    codes = np.load("codes.npy")
+    np.testing.assert_array_equal(np.concatenate([*_coded.read("E.fvc")]), codes, strict=True)
+    tables = 2000 * -(-codes.size // 1000)  # of such small blocks, amply
+    assert 8 * os.path.getsize("E.fvc") < 1.1 * 5000 * entropy.entropy(codes) + 8 * tables
+    if kind == "vector":
+        assert os.path.getsize("E.fvc") < os.path.getsize("packed.npy")
+    assert run("decode codes.npy --codebook q.fvq -o Y.npy") == 0
+    assert run("decode E.fvc --codebook q.fvq -o Z.npy") == 0
+    np.testing.assert_array_equal(np.load("Z.npy"), np.load("Y.npy"), strict=True)
+    assert run("inspect E.fvc --verify") == 0
+    told = capsys.readouterr().out
+    assert f"E.fvc: codes, {os.path.getsize('E.fvc'):,} bytes\n" in told
+    assert f"n_rows: 5000\nn_codes: {codes.shape[1]}\ndtype: " in told
+
+
+def test_entropy_coded_files_are_checked(folder, capsys):
+    np.save("X.npy", np.random.default_rng(0).standard_normal((500, 6)).astype(np.float32))
+    assert run("encode X.npy --codebook C.fvq -o E.fvc --entropy") == 0
+    whole = container.read("E.fvc")
+    cases = {
+        "no codes": lambda: container.write("E.fvc", "other", whole.tensors, whole.attributes),
+        "rows are missing": lambda: container.write(
+            "E.fvc", "codes", whole.tensors, {**whole.attributes, "n_rows": 501}
+        ),
+        "more than max_codes": lambda: container.write(
+            "E.fvc", "codes", whole.tensors, {**whole.attributes, "n_rows": 5}
+        ),
+        "another shape": lambda: container.write(
+            "E.fvc", "codes", whole.tensors, {**whole.attributes, "dtype": "uint16"}
+        ),
+        "damaged": lambda: container.write(
+            "E.fvc", "codes", {"rows.0": whole.tensors["rows.0"][:-9]}, whole.attributes
+        ),
+        "cut short": lambda: corrupt("E.fvc", lambda content: content[:-20]),
+        "--packed is for": lambda: None,
+    }
+    for message, spoil in cases.items():
+        capsys.readouterr()
+        spoil()
+        option = "--packed" if "packed" in message else ""
+        assert run(f"decode E.fvc --codebook C.fvq -o Y.npy {option}") == 2
+        assert message in capsys.readouterr().err, message
+        assert not os.path.exists("Y.npy")
+
+
 def test_no_codes_are_no_vectors(folder):
     np.save("codes.npy", np.empty((0, 1), np.uint8))
     assert run("decode codes.npy --codebook C.fvq -o Y.npy") == 0
@@ -460,7 +517,7 @@ def save(name, array):
         (
             lambda: save("codes.npy", [[0, 1], [1, 0]]),
             "decode codes.npy --codebook C.fvq -o out.npy",
-            "codes must have the shape (n, 1) or (n,), got (1, 2)",
+            "codes must have the shape (n, 1) or (n,), got (2, 2)",
         ),
     ],
 )

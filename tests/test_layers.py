@@ -34,6 +34,7 @@ FLOORS = {
     "_config": {"fastvq", "_kernels", "_threads"},
     "kernels": {"_dots", "_kernels", "_optimal", "_panels", "_screen", "_threads", "_validation"},
     "entropy": {"_validation", "kernels"},
+    "_coded": {"container", "entropy"},
 }
 BASE = {"_validation", "_threads", "_kernels", "_progress", "kernels", "container", "entropy"}
 FLOORS["vq"] = BASE | {"_screen"}
