@@ -11,7 +11,7 @@ from fastvq.vq import _seeding
 from fastvq.vq._rows import Rows, draw_positions, rows_of
 from fastvq.vq._seeding import draw_by_potential, seed
 
-WORDS = ["k-means++", "k-means||", "random"]
+WORDS = ["k-means++", "k-means||", "random", "grouped"]
 
 
 def rows(X, weight=None, dtype=np.float32, n_threads=1, metric="euclidean"):
@@ -303,3 +303,69 @@ class TestEverywhereTheSame:
     def test_cosine_gives_unit_codewords(self, init, blobs):
         codebook = seed(rows(blobs, metric="cosine"), 20, init, np.random.RandomState(0))
         np.testing.assert_allclose(np.linalg.norm(codebook, axis=1), 1, rtol=1e-6)
+
+
+# ---- in groups ------------------------------------------------------------------------------
+
+
+def test_grouped_is_the_same_at_any_number_of_threads():
+    X = blobs_of_different_size()
+    books = [
+        seed(Rows(X, dtype=np.float32, n_threads=n), 500, "grouped", np.random.RandomState(3))
+        for n in (1, 2, 5)
+    ]
+    assert all(np.array_equal(book, books[0]) for book in books)
+    assert len(np.unique(books[0], axis=0)) == 500
+    rows = {row.tobytes() for row in X}
+    assert all(word.tobytes() in rows for word in books[0])
+
+
+def test_grouped_is_far_better_than_random_rows_and_near_the_best():
+    X = blobs_of_different_size()
+    rows = Rows(X, dtype=np.float32)
+
+    def inertia(init):
+        books = [seed(rows, 300, init, np.random.RandomState(s)) for s in range(3)]
+        return np.mean([rows.inertia(rows.distances(b, rows.assign(b))) for b in books])
+
+    best = inertia("k-means++")
+    assert inertia("grouped") < 1.12 * best and inertia("random") > 1.25 * best
+
+
+@pytest.mark.parametrize("limit", [0, _seeding._TABLE_ROWS])
+def test_grouped_never_draws_rows_without_weight(limit, monkeypatch):
+    monkeypatch.setattr(_seeding, "_TABLE_ROWS", limit)
+    X = blobs_of_different_size()
+    weight = (np.arange(len(X)) % 2).astype(np.float64)
+    rows = Rows(X, None, weight, dtype=np.float32)
+    book = seed(rows, 100, "grouped", np.random.RandomState(0))
+    heavy = {row.tobytes() for row in X[1::2]}
+    assert all(word.tobytes() in heavy for word in book)
+
+
+@pytest.mark.parametrize("limit", [0, _seeding._TABLE_ROWS])
+def test_grouped_repeats_where_rows_repeat(limit, monkeypatch):
+    monkeypatch.setattr(_seeding, "_TABLE_ROWS", limit)
+    X = np.repeat(blobs_of_different_size()[:50], 20, axis=0)
+    book = seed(Rows(X, dtype=np.float32), 120, "grouped", np.random.RandomState(0))
+    assert len(np.unique(book, axis=0)) == 50
+
+
+def test_shares_add_up_and_keep_their_limits():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        most = rng.integers(0, 30, 40)
+        total = int(rng.integers((most > 0).sum(), most.sum() + 1))
+        shares = _seeding._shares(rng.random(40) ** 3, most, total)
+        assert shares.sum() == total and (shares <= most).all()
+        assert ((shares > 0) == (most > 0)).all()
+    assert _seeding._shares(np.array([1.0, 3.0]), [100, 100], 80).tolist() == [20, 60]
+    assert _seeding._shares(np.zeros(2), [3, 1], 6).sum() == 6  # more than there are rows
+
+
+def blobs_of_different_size(n=6000, d=6):
+    rng = np.random.default_rng(0)
+    scale = rng.exponential(size=(40, 1))
+    centres = rng.standard_normal((40, d)) * 8
+    which = rng.integers(40, size=n)
+    return (centres[which] + scale[which] * rng.standard_normal((n, d))).astype(np.float32)

@@ -48,6 +48,8 @@ _SAMPLE_PER_CODEWORD = 32
 _UNGROUPED_LIMIT = 1 << 16
 _GROUPED_PER_CODEWORD = 8
 _GROUP_ROUNDS = 5
+# Rows of a group, up to which a table of all their distances (64 MB) makes its codewords cheaper.
+_TABLE_ROWS = 4096
 
 # k-means||: rounds, and rows drawn in each in units of n_codewords. 2 is the paper's choice and
 # gives the potential of greedy k-means++; 1/2 gives one 2 to 4 % higher (0 to 1.4 % after ten
@@ -191,8 +193,36 @@ def _grouped(rows, n_codewords, rng):
         if size:
             weight = None if rows.weight is None else rows.weight[group]
             some = Rows(rows.take(group), None, weight, dtype=rows.dtype, n_threads=rows.n_threads)
-            codebook[end - size : end] = _greedy(some, size, np.random.RandomState(own))
+            greedy = _greedy_by_table if len(some) <= _TABLE_ROWS else _greedy
+            codebook[end - size : end] = greedy(some, size, np.random.RandomState(own))
     return codebook
+
+
+def _greedy_by_table(rows, n_codewords, rng):
+    """Greedy k-means++ among few rows, by a table of their distances.
+
+    A codeword then takes no pass over rows and hardly any calls: a tenth of the time of `_greedy`.
+    """
+    values = rows.take(np.arange(len(rows)))
+    table = kernels.pairwise(values, values, n_threads=rows.n_threads)
+    weight = np.ones(len(rows)) if rows.weight is None else rows.weight
+    draws = rng.random_sample((n_codewords, 2 + int(np.log(n_codewords))))
+    chosen = np.empty(n_codewords, np.intp)
+    closest, potential = np.array(np.inf, table.dtype), weight
+    for i, uniforms in enumerate(draws):
+        edges = np.cumsum(potential)
+        if not edges[-1] > 0:  # every row is a codeword already: repeat some
+            chosen[i:] = np.resize(chosen[:i], n_codewords - i)
+            break
+        trials = uniforms if i else uniforms[:1]  # the first is a draw by weight alone
+        drawn = np.searchsorted(edges, trials * edges[-1], side="right")
+        if drawn.max() == len(rows):  # rounding put a target at the very end
+            drawn = np.minimum(drawn, np.flatnonzero(potential)[-1])
+        lowered = np.minimum(table[drawn], closest)
+        best = int(np.argmin(np.einsum("tn,n->t", lowered, weight)))
+        chosen[i], closest = drawn[best], lowered[best]
+        potential = closest * weight
+    return values[chosen]
 
 
 def _groups(rows, n_groups, rng):
