@@ -39,6 +39,7 @@ _DEAD_SHARE = 0.01
 _DEAD_AFTER = 10
 
 _BLOCK_ROWS = 1 << 16
+_DISTINCT_BYTES = 1 << 17
 
 
 class Settings(NamedTuple):
@@ -300,7 +301,8 @@ def _distinct_rows(rows, limit):
 def _blocks_of_bytes(rows):
     """The rows that have weight as bytes, a list for each of many small blocks."""
     as_bytes = np.dtype((np.void, rows.n_features * rows.dtype.itemsize))
-    for span, block in rows.pieces(n_rows=4096):
+    # A block is in memory three times, once as Python's objects.
+    for span, block in rows.pieces(n_rows=max(16, _DISTINCT_BYTES // as_bytes.itemsize)):
         if rows.weight is not None:
             block = block[rows.weight[span] > 0]
         block = np.ascontiguousarray(block, dtype=rows.dtype) + 0.0  # so that -0.0 equals 0.0
