@@ -439,3 +439,56 @@ def test_more_bits_are_better_on_the_mean_of_five_seeds(rotation):
         for bits in range(1, 8)
     ]
     assert (np.diff(errors) < 0).all()
+
+
+class TestPartialFit:
+    def batches(self, n=6, size=700, d=10):
+        rng = np.random.default_rng(5)
+        centres = rng.standard_normal((60, d)) * 4
+        for _ in range(n):
+            yield (centres[rng.integers(60, size=size)] + rng.standard_normal((size, d))).astype(
+                "f4"
+            )
+
+    def streamed(self, n_threads=None, **parameters):
+        pq = ProductQuantizer(3, 5, random_state=0, n_threads=n_threads, **parameters)
+        for batch in self.batches():
+            pq.partial_fit(batch)
+        return pq
+
+    @pytest.mark.parametrize("rotation", [None, "random", "opq"])
+    def test_the_same_at_any_number_of_threads(self, rotation):
+        one = self.streamed(1, rotation=rotation)
+        for n_threads in (2, 5):
+            other = self.streamed(n_threads, rotation=rotation)
+            for a, b in zip(one.codebooks_, other.codebooks_, strict=True):
+                np.testing.assert_array_equal(a, b, strict=True)
+
+    @pytest.mark.parametrize("weights", [None, np.linspace(0.5, 2, 10)])
+    def test_nearly_as_good_as_all_at_once(self, weights):
+        X = np.concatenate([*self.batches()])
+        first = ProductQuantizer(3, 5, random_state=0, feature_weight=weights)
+        start = first.fit(X[:700]).distortion(X)
+        whole = ProductQuantizer(3, 5, random_state=0, feature_weight=weights).fit(X)
+        streamed = self.streamed(feature_weight=weights)
+        assert streamed.distortion(X) < start
+        assert streamed.distortion(X) < 1.05 * whole.distortion(X)
+        np.testing.assert_allclose([each.sum() for each in streamed.counts_], len(X))
+        assert len(streamed.inertia_history_) == streamed.n_iter_ + 1
+
+    def test_each_codeword_is_the_mean_of_its_rows(self):
+        books = [np.array([[0.0], [10.0]]), np.array([[0.0], [10.0]])]
+        pq = ProductQuantizer.from_codebooks(books)
+        pq.partial_fit([[1.0, 9.0], [2.0, 12.0]]).partial_fit([[3.0, 0.0], [9.0, 9.0]])
+        np.testing.assert_allclose(pq.codebooks_[0][:, 0], [2, 9])
+        np.testing.assert_allclose(pq.codebooks_[1][:, 0], [0, 10])
+        np.testing.assert_array_equal(pq.counts_, [[3, 1], [1, 3]])
+
+    def test_bad_batches_leave_it_as_it_was(self):
+        pq = self.streamed()
+        before = pq.codebooks_
+        with pytest.raises(ValueError, match="NaN"):
+            pq.partial_fit(np.full((3, 10), np.nan))
+        with pytest.raises(ValueError, match="features"):
+            pq.partial_fit(np.zeros((3, 9)))
+        assert pq.codebooks_ is before

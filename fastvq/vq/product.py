@@ -30,7 +30,7 @@ from fastvq._validation import (
     as_word,
 )
 from fastvq.vq._base import BaseQuantizer, code_dtype, codebook_dtype, random_state_of
-from fastvq.vq._fit import Settings, fit_rows
+from fastvq.vq._fit import Settings, fit_rows, step
 from fastvq.vq._opq import Frame, opq, random_rotation, start_bytes
 from fastvq.vq._pool import in_threads
 from fastvq.vq._rows import rows_of, sample_positions, sample_size
@@ -289,6 +289,57 @@ class ProductQuantizer(BaseQuantizer):
                 outcomes = fit.run(frame, lambda: progress.step())
             self._keep(frame, outcomes, history)
             _warn_few(outcomes, subspaces)
+        return self
+
+    def partial_fit(
+        self, X: ArrayLike, y: object = None, sample_weight: ArrayLike | None = None
+    ) -> "ProductQuantizer":
+        """Go on fitting with one more batch of rows.
+
+        The first batch is fitted as `fit` does it, and has the rotation: let it be large, and the
+        rows like those to come. From then on each codeword is the running mean of the rows that
+        came to it, and one that wins hardly any moves to where rows are badly served, as with
+        `VectorQuantizer.partial_fit`. It also goes on after `fit`, with the counts of that fit.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+        y : Ignored
+        sample_weight : array-like of shape (n_samples,), optional
+
+        Returns
+        -------
+        self : ProductQuantizer
+            With the `inertia_` of this batch before the codebooks moved towards it.
+        """
+        if "codebooks_" not in vars(self):
+            return self.fit(X, y, sample_weight)
+        with self._all_or_nothing():
+            rows = self._checked(X)
+            weight = as_weights(sample_weight, len(rows))
+            kernels.safe_scale(rows, n_threads=self.n_threads)
+            _, frame = self._ready()
+            n_threads = _threads.effective(self.n_threads)
+            shared = max(1, n_threads // len(self.codebooks_))
+
+            def absorb(m):
+                features, codebook = self.subspaces_[m], self.codebooks_[m]
+                block = frame.subspace(rows, features, codebook.dtype, shared)
+                some = rows_of(
+                    block, None, weight, metric="euclidean", dtype=codebook.dtype,
+                    codebook=codebook, n_threads=shared,
+                )  # fmt: skip
+                moved, counts, inertia = step(some, some.admit(codebook), self.counts_[m])
+                return some.release(moved, codebook.dtype), counts, some.release_inertia(inertia)
+
+            codebooks, counts, inertias = zip(
+                *in_threads(absorb, range(len(self.codebooks_)), n_threads), strict=True
+            )
+            self.counts_, self.n_iter_ = _together(counts), self.n_iter_ + 1
+            self.inertia_ = float(sum(inertias))
+            self.inertia_history_ = np.append(self.inertia_history_, self.inertia_)
+            self.codebooks_ = _together(codebooks)
+            self._settle()
         return self
 
     def _subspaces_of(self, n_features, dtype):
