@@ -15,7 +15,7 @@ import sys
 
 import numpy as np
 
-from fastvq import kernels
+from fastvq import entropy, kernels
 from fastvq._kernels import active_level
 
 # n, d, k: full and broken blocks of rows, full and broken groups of codewords, at each tile.
@@ -92,6 +92,7 @@ def run_by_row(X, codebook, where):
     halves = kernels.prepare_subspaces(
         [part for part in (codebook[:, :middle], codebook[:, middle:]) if part.size]
     )
+    stages = kernels.Stages(stage_codebooks(codebook))
     for name, kernel in {
         "assign": lambda rows, **options: (kernels.assign(X, prepared, rows=rows, **options),),
         "assign_two": lambda rows, **options: kernels.assign_two(X, prepared, rows=rows, **options),
@@ -104,6 +105,7 @@ def run_by_row(X, codebook, where):
         "assign_subspaces": lambda rows, **options: (
             kernels.assign_subspaces(X[rows], halves, **options),
         ),
+        "sums_of_codewords": lambda rows, **options: sums_of_codewords(X[rows], stages, **options),
     }.items():
         results = kernel(everything, n_threads=1)
         for threads in THREADS:
@@ -131,6 +133,36 @@ def scalar(X, steps, levels, **options):
     )
 
 
+def stage_codebooks(codebook):
+    """Three codebooks of so few digits that what NumPy makes of them is exact everywhere."""
+    size = 1 << (len(codebook).bit_length() - 1)
+    book = np.round(codebook[:size] * 4) / 4
+    return [book, book[::-1] / 4, book[: max(2, size // 4)] / 16]
+
+
+def sums_of_codewords(X, stages, **options):
+    """Codes by beam search and by local search, what they stand for, and how far that is."""
+    X = X[:2000]
+    codes = kernels.beam_search(X, stages, beam_width=3, n_out=2, **options)
+    better = codes[:, 0].copy()
+    if stages.crossed is not None:
+        jumps = np.array([[[0, 1], [2, 0]], [[1, 1], [0, 0]]], np.int32)
+        better = kernels.local_search(X, stages, better, jumps, **options)
+    return (
+        codes,
+        better,
+        np.stack(kernels.stage_values(X, stages, **options)[:2], axis=1),
+        kernels.decode_sums(better, stages.joined, **options),
+        kernels.distances_to_sums(X, stages.joined, better, scale=stages.scale, **options),
+    )
+
+
+def entropy_coded(codes, **options):
+    """Bytes of rANS, and the symbols again."""
+    data = entropy.encode(codes, **options)
+    return np.frombuffer(data, np.uint8), entropy.decode(data, **options)
+
+
 def run_over_rows(X, codebook, where):
     """Name and results of kernels that add up rows, in an order that threads must not change."""
     codes = kernels.assign(X, codebook)
@@ -152,6 +184,7 @@ def run_over_rows(X, codebook, where):
             kernels.seed_gains(X, codebook[:9], closest, sample_weight=weight, **options),
         ),
         "seed_update": seed_update,
+        "rans": lambda **options: entropy_coded(codes, **options),
         "extremes": lambda **options: kernels.extremes(X, **options),
         # Its sums are kept in pairs of float64, so that every level cuts alike.
         "optimal_codebook": lambda **options: (
