@@ -300,7 +300,8 @@ class SumMixin:
             sizes = ", ".join(str(len(book)) for book in books)
             raise ValueError(f"codebooks must have 2, 4, 8, ... 65536 codewords, got {sizes}")
         as_bits(bits, len(bits))  # 1 to 16
-        quantizer = cls(len(books), bits[0] if len(set(bits)) == 1 else bits, **parameters)
+        make: Any = cls  # whose first parameters are these
+        quantizer = make(len(books), bits[0] if len(set(bits)) == 1 else bits, **parameters)
         quantizer.n_features_in_ = n_features
         quantizer.inertia_history_, quantizer.n_iter_ = np.empty(0), 0
         quantizer._set_codebooks(books)

@@ -318,29 +318,33 @@ class ProductQuantizer(BaseQuantizer):
             rows = self._checked(X)
             weight = as_weights(sample_weight, len(rows))
             kernels.safe_scale(rows, n_threads=self.n_threads)
-            _, frame = self._ready()
-            n_threads = _threads.effective(self.n_threads)
-            shared = max(1, n_threads // len(self.codebooks_))
-
-            def absorb(m):
-                features, codebook = self.subspaces_[m], self.codebooks_[m]
-                block = frame.subspace(rows, features, codebook.dtype, shared)
-                some = rows_of(
-                    block, None, weight, metric="euclidean", dtype=codebook.dtype,
-                    codebook=codebook, n_threads=shared,
-                )  # fmt: skip
-                moved, counts, inertia = step(some, some.admit(codebook), self.counts_[m])
-                return some.release(moved, codebook.dtype), counts, some.release_inertia(inertia)
-
-            codebooks, counts, inertias = zip(
-                *in_threads(absorb, range(len(self.codebooks_)), n_threads), strict=True
-            )
-            self.counts_, self.n_iter_ = _together(counts), self.n_iter_ + 1
-            self.inertia_ = float(sum(inertias))
-            self.inertia_history_ = np.append(self.inertia_history_, self.inertia_)
-            self.codebooks_ = _together(codebooks)
-            self._settle()
+            self._absorb(rows, weight)
         return self
+
+    def _absorb(self, rows, weight):
+        """One mini-batch."""
+        _, frame = self._ready()
+        n_threads = _threads.effective(self.n_threads)
+        shared = max(1, n_threads // len(self.codebooks_))
+
+        def absorb(m):
+            features, codebook = self.subspaces_[m], self.codebooks_[m]
+            block = frame.subspace(rows, features, codebook.dtype, shared)
+            some = rows_of(
+                block, None, weight, metric="euclidean", dtype=codebook.dtype,
+                codebook=codebook, n_threads=shared,
+            )  # fmt: skip
+            moved, counts, inertia = step(some, some.admit(codebook), self.counts_[m])
+            return some.release(moved, codebook.dtype), counts, some.release_inertia(inertia)
+
+        codebooks, counts, inertias = zip(
+            *in_threads(absorb, range(len(self.codebooks_)), n_threads), strict=True
+        )
+        self.counts_, self.n_iter_ = _together(counts), self.n_iter_ + 1
+        self.inertia_ = float(sum(inertias))
+        self.inertia_history_ = np.append(self.inertia_history_, self.inertia_)
+        self.codebooks_ = _together(codebooks)
+        self._settle()
 
     def _subspaces_of(self, n_features, dtype):
         """Features and settings of each subspace; the parameters are checked on the way."""

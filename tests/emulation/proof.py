@@ -142,7 +142,6 @@ def stage_codebooks(codebook):
 
 def sums_of_codewords(X, stages, **options):
     """Codes by beam search and by local search, what they stand for, and how far that is."""
-    X = X[:2000]
     codes = kernels.beam_search(X, stages, beam_width=3, n_out=2, **options)
     better = codes[:, 0].copy()
     if stages.crossed is not None:
