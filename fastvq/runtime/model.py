@@ -12,7 +12,9 @@ import numpy as np
 from fastvq import _threads
 from fastvq.container import FileFormatError
 from fastvq.runtime import file, measure, preprocess
+from fastvq.runtime.fuse import fused
 from fastvq.runtime.graph import DTYPES, Graph, Value
+from fastvq.runtime.layout import settled
 from fastvq.runtime.plan import Plan
 from fastvq.runtime.tables import Table
 
@@ -279,6 +281,8 @@ class CompressedModel:
     # ---- below -------------------------------------------------------------------------------
 
     def _start(self):
+        # What runs; `graph` stays as it was given, for files.
+        self._running = fused(settled(self.graph))
         self._packed: dict = {}
         self._plans: OrderedDict = OrderedDict()
         self._lock = Lock()
@@ -286,11 +290,11 @@ class CompressedModel:
     def _giving(self, names):
         """The graph with these outputs alone."""
         if list(names) == self.output_names:
-            return self.graph
+            return self._running
         outputs = {value.name: value for value in self.graph.outputs}
         if unknown := [name for name in names if name not in outputs]:
             raise ValueError(f"the model has no output {', '.join(unknown)}, only {[*outputs]}")
-        graph = self.graph
+        graph = self._running
         return Graph(graph.nodes, graph.inputs, [outputs[n] for n in names], graph.constants)
 
     def _check_methods(self):

@@ -10,14 +10,12 @@ import math
 
 import numpy as np
 
-from fastvq import _kernels
 from fastvq.runtime import registry
 from fastvq.runtime.definitions.products import Windows, spread, window_counts
+from fastvq.runtime.fuse import ACTIVATIONS
 from fastvq.runtime.graph import Node
-from fastvq.runtime.registry import KernelCall, lowering
+from fastvq.runtime.registry import KernelCall, lowering, workers
 
-# Activations that kernels apply themselves, in the order of _kernels/activation.h.
-FUSED = ("identity", "relu", "clip", "leaky_relu")
 # Multiply-adds that are worth a thread (some 5 us of work, what waking one costs).
 _THREAD_WORK = 200_000
 # Values that are worth one where they are only moved or compared.
@@ -174,7 +172,7 @@ def pool(node, inputs, outputs, plan):
     if get("function") == "average":
         counts = window_counts(spatial, windows, get("count_padding", False)).astype(np.float32)
     sizes = _window_sizes(x, windows)
-    threads = _threads(plan, outputs[0].size * math.prod(windows.kernel), _THREAD_VALUES)
+    threads = workers(plan, outputs[0].size * math.prod(windows.kernel), _THREAD_VALUES)
     return [KernelCall("pool.pool", [x, counts, outputs[0]], sizes, threads=threads)]
 
 
@@ -193,7 +191,7 @@ def _depthwise(node, x, weight, bias, y, windows, plan):
     work = y.size * math.prod(windows.kernel)
     return KernelCall(
         "depthwise.convolve", [x, packed, y], [*_window_sizes(x, windows), function], values,
-        threads=_threads(plan, 4 * work, _THREAD_WORK),
+        threads=workers(plan, 4 * work, _THREAD_WORK),
     )  # fmt: skip
 
 
@@ -223,7 +221,7 @@ class _Product:
     def call(self, node, x, panels, y, plan):
         function, values = _fused(node)
         work = len(self.places) * math.prod(self.size) * self.n_out * max(self.k, 1)
-        threads = _threads(plan, work, _THREAD_WORK)
+        threads = workers(plan, work, _THREAD_WORK)
         task_rows, task_panels = self._tasks(threads)
         sizes = [
             len(self.places), *self.size, *self.strides, self.n_out, self.k, len(self.runs),
@@ -275,16 +273,14 @@ class _Batch:
 
     def _pack(self, b, bias, starts, room, columns, by_column, plan):
         sizes = [len(starts), columns, self.k, *by_column]
-        threads = _threads(plan, len(starts) * columns * self.k, _THREAD_VALUES)
+        threads = workers(plan, len(starts) * columns * self.k, _THREAD_VALUES)
         return KernelCall("gemm.pack", [b, bias, starts, room], sizes, threads=threads)
 
 
 def _turned(a, out, rows, k, plan):
     """(n, k, rows) as (n, rows, k)."""
     sizes = [a.size // max(rows * k, 1), k, rows]
-    return KernelCall(
-        "gemm.turn", [a, out], sizes, threads=_threads(plan, a.size, _THREAD_VALUES)
-    )
+    return KernelCall("gemm.turn", [a, out], sizes, threads=workers(plan, a.size, _THREAD_VALUES))
 
 
 class _Picture:
@@ -300,7 +296,7 @@ class _Picture:
             nbytes = 4 * n * math.prod(self.shape)
             self.tensor = plan.scratch(nbytes)
             sizes = [n, height, width, channels, *borders]
-            threads = _threads(plan, nbytes // 4, _THREAD_VALUES)
+            threads = workers(plan, nbytes // 4, _THREAD_VALUES)
             self.calls = [KernelCall("gemm.pad", [x, self.tensor], sizes, threads=threads)]
 
 
@@ -389,17 +385,17 @@ def _fused(node):
     """Number and parameters of the activation that a kernel applies."""
     attributes = node.attributes if node is not None else {}
     activation = attributes.get("activation", "identity")
-    if activation not in FUSED:
+    if activation not in ACTIVATIONS:
         return 0, (0.0, 0.0)
     values = attributes.get("alpha", 0.0), attributes.get("beta", 0.0)
-    return FUSED.index(activation), tuple(map(float, values))
+    return ACTIVATIONS.index(activation), tuple(map(float, values))
 
 
 def _activated(node, calls, outputs, plan):
     """The calls, and after them that of an activation which they do not apply themselves."""
     get = node.attributes.get
     activation = get("activation", "identity")
-    if activation in FUSED:
+    if activation in ACTIVATIONS:
         return calls
     attributes = {"function": activation, "alpha": get("alpha", 0.0), "beta": get("beta", 0.0)}
     unary = Node("Unary", node.outputs, node.outputs, attributes, node.name)
@@ -408,13 +404,9 @@ def _activated(node, calls, outputs, plan):
     return None if last is None else [*calls, *last]
 
 
-def _threads(plan, work, worth):
-    return max(1, min(plan.threads, work // worth))
-
-
 def _gemm():
     """Rows of a tile and of a block, columns of a panel, features of a block."""
-    return _kernels.load("gemm").shapes()
+    return registry.module("gemm").shapes()
 
 
 def _layout(name, bias):
