@@ -184,11 +184,9 @@ def test_transformers_of_two_blocks():
     X, other, _, y = some_data(n_targets=3)
     for estimator in (PLSCanonical(2), PLSSVD(2)):
         metadata, found = outputs_of(estimator.fit(X, y), other)
-        assert_near(
-            found["transform"] if "transform" in found else found["predict"],
-            getattr(estimator, "transform" if "transform" in found else "predict")(other),
-            1e-5,
-        )
+        assert_near(found["transform"] if "transform" in found else found["predict"],
+                    getattr(estimator, "transform" if "transform" in found else "predict")(other),
+                    1e-5)
 
 
 def test_positive_powers():
@@ -287,10 +285,8 @@ REGRESSORS = [
     SVR(kernel="sigmoid", gamma=0.05),
     *(KernelRidge(kernel=k, gamma=0.1) for k in ("rbf", "linear", "poly")),
     PLSRegression(3),
-    *(
-        MLPRegressor((12,), activation=a, max_iter=30, **seeds)
-        for a in ("identity", "logistic", "tanh", "relu")
-    ),
+    *(MLPRegressor((12,), activation=a, max_iter=30, **seeds)
+      for a in ("identity", "logistic", "tanh", "relu")),
     MLPRegressor((8, 7, 6), max_iter=30, **seeds),
     DecisionTreeRegressor(),
     DecisionTreeRegressor(max_depth=3),
@@ -373,10 +369,8 @@ CLASSIFIERS = [
     nb.BernoulliNB(),
     make_pipeline(pre.MinMaxScaler(clip=True), nb.MultinomialNB()),
     make_pipeline(pre.MinMaxScaler(clip=True), nb.ComplementNB()),
-    *(
-        MLPClassifier((12,), activation=a, max_iter=30, **seeds)
-        for a in ("identity", "logistic", "tanh", "relu")
-    ),
+    *(MLPClassifier((12,), activation=a, max_iter=30, **seeds)
+      for a in ("identity", "logistic", "tanh", "relu")),
     *(SVC(kernel=k) for k in ("rbf", "linear", "poly")),
     SVC(kernel="sigmoid", gamma=0.05),
     SVC(decision_function_shape="ovo"),
@@ -409,7 +403,8 @@ CLASSIFIERS = [
     RandomizedSearchCV(lm.LogisticRegression(), {"C": [1, 2]}, n_iter=2, cv=2),
     make_pipeline(pre.StandardScaler(), MLPClassifier((10,), max_iter=20, **seeds)),
     make_pipeline(fs.SelectKBest(k=4), en.RandomForestClassifier(5, **seeds)),
-    *(getattr(lm, name)(**seeds) for name in ("PassiveAggressiveClassifier",) if hasattr(lm, name)),
+    *(getattr(lm, name)(**seeds) for name in ("PassiveAggressiveClassifier",)
+      if hasattr(lm, name)),
 ]
 
 
@@ -460,9 +455,7 @@ def test_several_labels_at_once():
     assert_same(MLPClassifier((5,), max_iter=9).fit(X, marks), other)
 
 
-@pytest.mark.parametrize(
-    "estimator", [KMeans(7, n_init=1), MiniBatchKMeans(7, n_init=1)], ids=short
-)
+@pytest.mark.parametrize("estimator", [KMeans(7, n_init=1), MiniBatchKMeans(7, n_init=1)], ids=short)
 def test_clusters(estimator):
     X, other, _, _ = some_data()
     metadata = assert_same(estimator.fit(X), other)

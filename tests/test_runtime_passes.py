@@ -128,8 +128,8 @@ def test_a_value_that_others_read_stays():
     build.add("Binary", dense, relu, function="add")
     graph = build.graph(2)
     check(graph, fused(graph), random(1, 3, 7), ["Dense", "Unary", "Binary"])
-    graph = Graph(graph.nodes[:2], graph.inputs,
-                  [Value(n, "float32", ("N", 7)) for n in (dense, relu)], graph.constants)  # fmt: skip
+    outputs = [Value(n, "float32", ("N", 7)) for n in (dense, relu)]
+    graph = Graph(graph.nodes[:2], graph.inputs, outputs, graph.constants)
     check(graph, fused(graph), random(1, 3, 7), ["Dense", "Unary"])
 
 

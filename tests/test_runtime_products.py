@@ -1,4 +1,4 @@
-"""Products and pooling: definitions against other people's, kernels against definitions, promises."""
+"""Products and pooling: definitions against torch, kernels against definitions, promises."""
 
 import itertools
 
@@ -246,8 +246,9 @@ def test_definitions_against_torch(case):
         cut = [slice(pads[i], y.shape[2 + i] - pads[n + i]) for i in range(n)]
         inner = [slice(0, y.shape[2 + i] - extra[i]) for i in range(n)]
         full = np.broadcast_to(bias.reshape(-1, *[1] * n), y.shape).copy()
-        full[:, :, *inner] = y[:, :, *inner]
-        y = full[:, :, *cut]
+        inner, cut = ((slice(None), slice(None), *part) for part in (inner, cut))
+        full[inner] = y[inner]
+        y = full[cut]
         name = "ConvTranspose"
     else:
         padding = [p for i in reversed(range(n)) for p in (pads[i], pads[n + i])]

@@ -1,4 +1,4 @@
-"""What passes over graphs share: a graph taken apart, nodes added one by one, put together again."""
+"""What passes over graphs share: a graph taken apart, and put together anew node by node."""
 
 from __future__ import annotations
 

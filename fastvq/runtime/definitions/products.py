@@ -58,17 +58,14 @@ class Windows:
         )
 
     def taps(self):
-        """For each place in the kernel: its index, and the part of a padded input it reads."""
+        """For each place in the kernel: an index of it, and one of what it reads of a padded input.
+
+        Both are for arrays whose first dimension is another one (outputs, the batch).
+        """
         for tap in itertools.product(*map(range, self.kernel)):
-            yield (
-                tap,
-                tuple(
-                    slice(t * d, t * d + (size - 1) * s + 1, s)
-                    for t, d, s, size in zip(
-                        tap, self.dilations, self.strides, self.sizes, strict=True
-                    )
-                ),
-            )
+            walk = zip(tap, self.dilations, self.strides, self.sizes, strict=True)
+            parts = [slice(t * d, t * d + (size - 1) * s + 1, s) for t, d, s, size in walk]
+            yield (slice(None), *tap), (slice(None), *parts)
 
     def padded(self, x, value=0):
         """x with its borders, wide enough for the last window."""
@@ -154,7 +151,7 @@ def conv(
     x = windows.padded(x)
     y = np.zeros((len(x), *windows.sizes, len(weight)), x.dtype)
     for tap, part in windows.taps():
-        y += _grouped(x[:, *part], weight[:, *tap], groups)
+        y += _grouped(x[part], weight[tap], groups)
     return functions.apply(activation, y if bias is None else y + bias, alpha, beta)
 
 
@@ -198,11 +195,12 @@ def conv_transpose(
     windows, whole = spread(x, weight, strides, dilations, pads, output_pads)
     y = np.zeros((len(x), *whole, len(weight)), x.dtype)
     for tap, part in windows.taps():
-        y[:, *part] += _grouped(x, weight[:, *tap], groups)
+        y[part] += _grouped(x, weight[tap], groups)
     n = len(windows.sizes)
     pads = tuple(pads) or (0,) * 2 * n
     sizes = transposed_sizes(whole, pads, output_pads)
-    y = y[:, *[slice(b, b + size) for b, size in zip(pads[:n], sizes, strict=True)]]
+    inside = [slice(b, b + size) for b, size in zip(pads[:n], sizes, strict=True)]
+    y = y[(slice(None), *inside)]
     return functions.apply(activation, y if bias is None else y + bias, alpha, beta)
 
 
@@ -279,8 +277,8 @@ def pool(
     windows = Windows(x.shape[1:-1], kernel, strides, dilations, pads, same, ceil)
     if function == "max":
         x = windows.padded(x, -np.inf if x.dtype.kind == "f" else np.iinfo(x.dtype).min)
-        return _reduced(np.maximum, [x[:, *part] for _, part in windows.taps()])
-    total = _reduced(np.add, [windows.padded(x)[:, *part] for _, part in windows.taps()])
+        return _reduced(np.maximum, [x[part] for _, part in windows.taps()])
+    total = _reduced(np.add, [windows.padded(x)[part] for _, part in windows.taps()])
     counts = window_counts(x.shape[1:-1], windows, count_padding)
     return total / counts[..., None].astype(x.dtype)
 

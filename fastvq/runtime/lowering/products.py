@@ -6,6 +6,7 @@ where they lie, in runs, times a packed matrix. See `_kernels/gemm.h`.
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -168,7 +169,7 @@ def pool(node, inputs, outputs, plan):
         get("same", ""), get("ceil", False),
     )  # fmt: skip
     counts = None
-    spatial = ((1,) + x.shape[1:-1])[-2:]
+    spatial = (1, *x.shape[1:-1])[-2:]
     if get("function") == "average":
         counts = window_counts(spatial, windows, get("count_padding", False)).astype(np.float32)
     sizes = _window_sizes(x, windows)
@@ -196,7 +197,7 @@ def _depthwise(node, x, weight, bias, y, windows, plan):
 
 
 def _window_sizes(x, windows):
-    height, width = ((1,) + x.shape[1:-1])[-2:]
+    height, width = (1, *x.shape[1:-1])[-2:]
     return [
         x.shape[0], height, width, x.shape[-1], *windows.sizes, *windows.kernel, *windows.strides,
         *windows.dilations, *windows.begins,
@@ -365,7 +366,7 @@ def _limited(runs):
     for offset, length in runs:
         n = max(-(-length // limit), 1)
         cuts = [length * i // n for i in range(n + 1)]
-        short += [(offset + a, b - a) for a, b in zip(cuts, cuts[1:], strict=False)]
+        short += [(offset + a, b - a) for a, b in itertools.pairwise(cuts)]
     return np.array(short, np.int64).reshape(-1, 2)
 
 
