@@ -38,6 +38,8 @@ from sklearn.tree import (
     ExtraTreeRegressor,
 )
 
+from threadpoolctl import threadpool_limits
+
 from fastvq import VectorQuantizer
 from fastvq.compress.importers.sklearn import (
     UnsupportedEstimator,
@@ -47,11 +49,19 @@ from fastvq.compress.importers.sklearn import (
 )
 from fastvq.runtime import CompressedModel
 
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """The fits are small, and threads of several libraries wait for each other."""
+    with threadpool_limits(1):
+        yield
+
+
 # ---- data and comparison -------------------------------------------------------------------------
 
 
 def some_data(n_features=9, n_classes=4, n=240, seed=0, n_targets=1):
-    """Rows that float32 holds exactly, classes and targets that depend on them."""
+    """Rows that float32 holds exactly, more of them, and classes and targets of the first."""
     random = np.random.RandomState(seed)
     X = random.randn(2 * n, n_features).astype(np.float32)
     mixed = X @ random.randn(n_features, max(n_classes, n_targets)) + random.randn(
@@ -60,7 +70,7 @@ def some_data(n_features=9, n_classes=4, n=240, seed=0, n_targets=1):
     labels = mixed[:, :n_classes].argmax(axis=1)
     labels[:n_classes] = np.arange(n_classes)
     y = mixed[:, 0] if n_targets == 1 else mixed[:, :n_targets]
-    return X[:n], X[n:], labels[:n], y[:n]
+    return X[:n].astype(np.float64), X[n:], labels[:n], y[:n]
 
 
 def outputs_of(estimator, X):
@@ -84,7 +94,7 @@ def assert_same(estimator, X, tolerance=1e-5):
         metadata, found = outputs_of(estimator, X)
     assert found
     for method, values in found.items():
-        expected = getattr(estimator, method)(X)
+        expected = getattr(estimator, method)(X.astype(np.float64))
         if method == "predict" and metadata["classes"] is not None:
             assert_same_labels(metadata["classes"], values, expected)
         elif isinstance(values, list):
@@ -285,9 +295,9 @@ REGRESSORS = [
     SVR(kernel="sigmoid", gamma=0.05),
     *(KernelRidge(kernel=k, gamma=0.1) for k in ("rbf", "linear", "poly")),
     PLSRegression(3),
-    *(MLPRegressor((12,), activation=a, max_iter=30, **seeds)
+    *(MLPRegressor(hidden_layer_sizes=(12,), activation=a, max_iter=30, **seeds)
       for a in ("identity", "logistic", "tanh", "relu")),
-    MLPRegressor((8, 7, 6), max_iter=30, **seeds),
+    MLPRegressor(hidden_layer_sizes=(8, 7, 6), max_iter=30, **seeds),
     DecisionTreeRegressor(),
     DecisionTreeRegressor(max_depth=3),
     ExtraTreeRegressor(),
@@ -303,7 +313,7 @@ REGRESSORS = [
     KNeighborsRegressor(4, weights="distance"),
     KNeighborsRegressor(3, metric="manhattan"),
     GridSearchCV(lm.Ridge(), {"alpha": [0.1, 1]}, cv=2),
-    make_pipeline(pre.StandardScaler(), PCA(5), MLPRegressor((9,), max_iter=20, **seeds)),
+    make_pipeline(pre.StandardScaler(), PCA(5), MLPRegressor(hidden_layer_sizes=(9,), max_iter=20, **seeds)),
     make_pipeline(pre.PolynomialFeatures(2), pre.StandardScaler(), lm.Ridge()),
     make_pipeline(KMeans(6, n_init=1, **seeds), lm.Ridge()),
     make_pipeline(VectorQuantizer(6, output="onehot-dense", random_state=0), lm.Ridge()),
@@ -437,7 +447,7 @@ def test_sizes(n_features, n_classes):
         make_pipeline(pre.StandardScaler(), KNeighborsClassifier(3)),
     ):
         assert_same(estimator.fit(X, labels), other)
-    for estimator in (lm.Ridge(), en.RandomForestRegressor(5), MLPRegressor((5,), max_iter=9)):
+    for estimator in (lm.Ridge(), en.RandomForestRegressor(5), MLPRegressor(hidden_layer_sizes=(5,), max_iter=9)):
         assert_same(estimator.fit(X, y), other)
 
 
@@ -631,7 +641,7 @@ def everything():
         make_pipeline(pre.MinMaxScaler(), MLPClassifier((9,), max_iter=20, **seeds)),
         en.RandomForestClassifier(9, max_depth=6, **seeds),
         en.GradientBoostingClassifier(n_estimators=9, **seeds),
-        en.HistGradientBoostingRegressor(max_iter=9),
+        en.GradientBoostingRegressor(n_estimators=9, **seeds),
         lm.BayesianRidge(),
     ],
     ids=short,

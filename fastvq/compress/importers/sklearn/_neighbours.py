@@ -158,12 +158,19 @@ def kernel(b, columns, name, points, *, gamma=None, degree=None, coef0=None):
     raise UnsupportedEstimator(f"the kernel {name!r}")
 
 
-def _support(b, est, columns):
-    values = kernel(
-        *(b, columns, est.kernel, _dense(est.support_vectors_)),
+def _expansion(b, columns, name, points, dual, intercept=None, **parameters):
+    """dual @ kernel(points, row) + intercept for each row; of a linear kernel, one layer."""
+    points = _dense(points)
+    if name == "linear":
+        return b.dense(columns, dual @ points, intercept)
+    return b.matrix(kernel(b, columns, name, points, **parameters), dual, intercept)
+
+
+def _support(b, est, columns, dual):
+    return _expansion(
+        *(b, columns, est.kernel, est.support_vectors_, dual, est._intercept_),
         **{"gamma": est._gamma, "degree": est.degree, "coef0": est.coef0},
     )
-    return values
 
 
 def _dense(array):
@@ -172,8 +179,7 @@ def _dense(array):
 
 @predictor(SVR, NuSVR)
 def support_vector_regressor(b, est, columns):
-    y = b.matrix(_support(b, est, columns), _dense(est._dual_coef_), est._intercept_)
-    return regressor(b.flat(y))
+    return regressor(b.flat(_support(b, est, columns, _dense(est._dual_coef_))))
 
 
 @predictor(SVC, NuSVC)
@@ -184,7 +190,7 @@ def support_vector_classifier(b, est, columns):
     """
     if est.break_ties and est.decision_function_shape == "ovr" and len(est.classes_) > 2:
         raise UnsupportedEstimator(f"{name_of(est)} with break_ties=True")
-    n, values = len(est.classes_), _support(b, est, columns)
+    n = len(est.classes_)
     dual, ends = _dense(est._dual_coef_), np.cumsum(est._n_support)
     spans = [slice(end - size, end) for end, size in zip(ends, est._n_support, strict=True)]
     pairs = [(i, j) for i in range(n) for j in range(i + 1, n)]
@@ -192,10 +198,10 @@ def support_vector_classifier(b, est, columns):
     for p, (i, j) in enumerate(pairs):
         weight[p, spans[i]] = dual[j - 1, spans[i]]
         weight[p, spans[j]] = dual[i, spans[j]]
-    one = b.matrix(values, weight, est._intercept_)  # above 0: the first of the pair wins
+    one = _support(b, est, columns, weight)  # above 0: the first of the pair wins
     if n == 2:
-        decision = b.unary("negative", one) if False else b.matrix(one, [[-1.0]])
-        return classifier(est.classes_, b.above(b.flat(decision)), None, b.flat(decision))
+        decision = b.flat(b.unary("negative", one))
+        return classifier(est.classes_, b.above(decision), decision=decision)
     first = np.array([[c == i for i, _ in pairs] for c in range(n)], float)
     second = np.array([[c == j for _, j in pairs] for c in range(n)], float)
     won = b.as_real(b.binary("greater", one, b.real(0.0)))
@@ -213,7 +219,7 @@ def support_vector_classifier(b, est, columns):
 @predictor(KernelRidge)
 def kernel_ridge(b, est, columns):
     parameters = {"gamma": est.gamma, "degree": est.degree, "coef0": est.coef0}
-    values = kernel(b, columns, est.kernel, _dense(est.X_fit_), **parameters)
     dual = np.asarray(est.dual_coef_)
-    y = b.matrix(values, dual.reshape(len(dual), -1).T)
+    weight = dual.reshape(len(dual), -1).T
+    y = _expansion(b, columns, est.kernel, est.X_fit_, weight, **parameters)
     return regressor(b.flat(y) if dual.ndim == 1 else y)

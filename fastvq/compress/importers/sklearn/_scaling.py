@@ -219,9 +219,11 @@ def selected(b, est, columns):
 
 @transformer(SimpleImputer)
 def simple_imputer(b, est, columns):
-    if est.statistics_.dtype.kind not in "fiu":
-        raise UnsupportedEstimator("SimpleImputer of what are not numbers")
-    x, statistics = b.plain(columns), est.statistics_.astype(np.float64)
+    try:
+        statistics = est.statistics_.astype(np.float64)
+    except ValueError:
+        raise UnsupportedEstimator("SimpleImputer of what are not numbers") from None
+    x = b.plain(columns)
     missing = _is_missing(b, x, est.missing_values)
     filled = b.add("Where", missing, b.real(np.nan_to_num(statistics), "statistics"), x)
     kept = np.flatnonzero(~np.isnan(statistics))
