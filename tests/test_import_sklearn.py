@@ -194,9 +194,11 @@ def test_transformers_of_two_blocks():
     X, other, _, y = some_data(n_targets=3)
     for estimator in (PLSCanonical(2), PLSSVD(2)):
         metadata, found = outputs_of(estimator.fit(X, y), other)
-        assert_near(found["transform"] if "transform" in found else found["predict"],
-                    getattr(estimator, "transform" if "transform" in found else "predict")(other),
-                    1e-5)
+        assert_near(
+            found["transform"] if "transform" in found else found["predict"],
+            getattr(estimator, "transform" if "transform" in found else "predict")(other),
+            1e-5,
+        )
 
 
 def test_positive_powers():
@@ -295,8 +297,10 @@ REGRESSORS = [
     SVR(kernel="sigmoid", gamma=0.05),
     *(KernelRidge(kernel=k, gamma=0.1) for k in ("rbf", "linear", "poly")),
     PLSRegression(3),
-    *(MLPRegressor(hidden_layer_sizes=(12,), activation=a, max_iter=30, **seeds)
-      for a in ("identity", "logistic", "tanh", "relu")),
+    *(
+        MLPRegressor(hidden_layer_sizes=(12,), activation=a, max_iter=30, **seeds)
+        for a in ("identity", "logistic", "tanh", "relu")
+    ),
     MLPRegressor(hidden_layer_sizes=(8, 7, 6), max_iter=30, **seeds),
     DecisionTreeRegressor(),
     DecisionTreeRegressor(max_depth=3),
@@ -313,7 +317,9 @@ REGRESSORS = [
     KNeighborsRegressor(4, weights="distance"),
     KNeighborsRegressor(3, metric="manhattan"),
     GridSearchCV(lm.Ridge(), {"alpha": [0.1, 1]}, cv=2),
-    make_pipeline(pre.StandardScaler(), PCA(5), MLPRegressor(hidden_layer_sizes=(9,), max_iter=20, **seeds)),
+    make_pipeline(
+        pre.StandardScaler(), PCA(5), MLPRegressor(hidden_layer_sizes=(9,), max_iter=20, **seeds)
+    ),
     make_pipeline(pre.PolynomialFeatures(2), pre.StandardScaler(), lm.Ridge()),
     make_pipeline(KMeans(6, n_init=1, **seeds), lm.Ridge()),
     make_pipeline(VectorQuantizer(6, output="onehot-dense", random_state=0), lm.Ridge()),
@@ -379,8 +385,10 @@ CLASSIFIERS = [
     nb.BernoulliNB(),
     make_pipeline(pre.MinMaxScaler(clip=True), nb.MultinomialNB()),
     make_pipeline(pre.MinMaxScaler(clip=True), nb.ComplementNB()),
-    *(MLPClassifier((12,), activation=a, max_iter=30, **seeds)
-      for a in ("identity", "logistic", "tanh", "relu")),
+    *(
+        MLPClassifier((12,), activation=a, max_iter=30, **seeds)
+        for a in ("identity", "logistic", "tanh", "relu")
+    ),
     *(SVC(kernel=k) for k in ("rbf", "linear", "poly")),
     SVC(kernel="sigmoid", gamma=0.05),
     SVC(decision_function_shape="ovo"),
@@ -413,8 +421,7 @@ CLASSIFIERS = [
     RandomizedSearchCV(lm.LogisticRegression(), {"C": [1, 2]}, n_iter=2, cv=2),
     make_pipeline(pre.StandardScaler(), MLPClassifier((10,), max_iter=20, **seeds)),
     make_pipeline(fs.SelectKBest(k=4), en.RandomForestClassifier(5, **seeds)),
-    *(getattr(lm, name)(**seeds) for name in ("PassiveAggressiveClassifier",)
-      if hasattr(lm, name)),
+    *(getattr(lm, name)(**seeds) for name in ("PassiveAggressiveClassifier",) if hasattr(lm, name)),
 ]
 
 
@@ -447,7 +454,11 @@ def test_sizes(n_features, n_classes):
         make_pipeline(pre.StandardScaler(), KNeighborsClassifier(3)),
     ):
         assert_same(estimator.fit(X, labels), other)
-    for estimator in (lm.Ridge(), en.RandomForestRegressor(5), MLPRegressor(hidden_layer_sizes=(5,), max_iter=9)):
+    for estimator in (
+        lm.Ridge(),
+        en.RandomForestRegressor(5),
+        MLPRegressor(hidden_layer_sizes=(5,), max_iter=9),
+    ):
         assert_same(estimator.fit(X, y), other)
 
 
@@ -465,7 +476,9 @@ def test_several_labels_at_once():
     assert_same(MLPClassifier((5,), max_iter=9).fit(X, marks), other)
 
 
-@pytest.mark.parametrize("estimator", [KMeans(7, n_init=1), MiniBatchKMeans(7, n_init=1)], ids=short)
+@pytest.mark.parametrize(
+    "estimator", [KMeans(7, n_init=1), MiniBatchKMeans(7, n_init=1)], ids=short
+)
 def test_clusters(estimator):
     X, other, _, _ = some_data()
     metadata = assert_same(estimator.fit(X), other)

@@ -223,7 +223,9 @@ def one_vs_rest(b, est, columns):
     if n == 2:
         label = b.above(b.flat(score), limit)
         return classifier(
-            est.classes_, label, b.both(shares[0]) if shares else None,
+            est.classes_,
+            label,
+            b.both(shares[0]) if shares else None,
             b.flat(score) if limit == 0 else None,
         )
     probabilities = b.normalised(b.concat(shares, axis=1), n) if shares else None

@@ -142,9 +142,7 @@ def gaussian_bayes(b, est, columns):
 
 @predictor(nb.MultinomialNB)
 def multinomial_bayes(b, est, columns):
-    return of_likelihoods(
-        b, est, b.dense(columns, est.feature_log_prob_, est.class_log_prior_)
-    )
+    return of_likelihoods(b, est, b.dense(columns, est.feature_log_prob_, est.class_log_prior_))
 
 
 @predictor(nb.ComplementNB)

@@ -61,7 +61,9 @@ def vector_codes(b, est, columns):
     code = nearest(b, b.squared_distances(columns, est.codebook_))
     if est.output == "codes":
         return Prediction("", {"predict": code, "transform": b.reshape(code, -1, 1)})
-    return Prediction("", {"predict": code, "transform": b.plain(vector_quantizer(b, est, columns))})
+    return Prediction(
+        "", {"predict": code, "transform": b.plain(vector_quantizer(b, est, columns))}
+    )
 
 
 @predictor(NearestCentroid)

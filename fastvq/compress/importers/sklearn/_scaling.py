@@ -42,9 +42,7 @@ def max_abs_scaler(b, est, columns):
 
 
 def _clipped(b, columns, low, high):
-    value = b.add(
-        "Unary", b.plain(columns), function="clip", alpha=float(low), beta=float(high)
-    )
+    value = b.add("Unary", b.plain(columns), function="clip", alpha=float(low), beta=float(high))
     return Columns(value, columns.n)
 
 
@@ -183,9 +181,7 @@ def partial_least_squares(b, est, columns):
 @transformer(LinearDiscriminantAnalysis)
 def discriminants(b, est, columns):
     centre = est.xbar_ if est.solver == "svd" else None
-    return _projected(
-        b, columns.affine(centre), est.scalings_[:, : est._max_components].T
-    )
+    return _projected(b, columns.affine(centre), est.scalings_[:, : est._max_components].T)
 
 
 @transformer(RBFSampler)

@@ -74,8 +74,7 @@ def forest(b, est, columns):
         return classifier(est.classes_, b.largest(probabilities), probabilities)
     ends = np.cumsum(sizes)
     parts = [
-        b.pick(y, range(end - size, end), ends[-1])
-        for size, end in zip(sizes, ends, strict=True)
+        b.pick(y, range(end - size, end), ends[-1]) for size, end in zip(sizes, ends, strict=True)
     ]
     labels = [b.reshape(b.largest(part), -1, 1) for part in parts]
     return classifier(est.classes_, b.concat(labels, axis=1), parts)
@@ -188,6 +187,4 @@ def ada_boost(b, est, columns):
         raw = b.flat(raw)
         return classifier(est.classes_, b.above(raw), probabilities, raw)
     scaled = b.binary("multiply", decision, b.real(1.0 / (n - 1)))
-    return classifier(
-        est.classes_, b.largest(decision), b.add("Softmax", scaled, axis=1), decision
-    )
+    return classifier(est.classes_, b.largest(decision), b.add("Softmax", scaled, axis=1), decision)
