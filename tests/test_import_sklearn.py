@@ -37,7 +37,6 @@ from sklearn.tree import (
     ExtraTreeClassifier,
     ExtraTreeRegressor,
 )
-
 from threadpoolctl import threadpool_limits
 
 from fastvq import VectorQuantizer
@@ -193,7 +192,7 @@ def test_transformers(estimator):
 def test_transformers_of_two_blocks():
     X, other, _, y = some_data(n_targets=3)
     for estimator in (PLSCanonical(2), PLSSVD(2)):
-        metadata, found = outputs_of(estimator.fit(X, y), other)
+        _, found = outputs_of(estimator.fit(X, y), other)
         assert_near(
             found["transform"] if "transform" in found else found["predict"],
             getattr(estimator, "transform" if "transform" in found else "predict")(other),

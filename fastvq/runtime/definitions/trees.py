@@ -135,7 +135,7 @@ class Forest:
             raise ValueError(f"{np.count_nonzero(self.feature < 0)} leaves need as many values")
 
     def _check_children(self, numbers):
-        """Breadth first, each tree of n inner nodes has 2n + 1, and children follow their parents."""
+        """Of n inner nodes each tree has 2n + 1 nodes, and children follow their parents."""
         inner = np.add.reduceat(~self.leaf, self.roots)
         if (self.sizes != 2 * inner + 1).any():
             raise ValueError(

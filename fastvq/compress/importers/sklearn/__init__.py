@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import numpy as np
 from sklearn.base import BaseEstimator
-from sklearn.feature_selection import SelectorMixin
 from sklearn.utils.validation import check_is_fitted
 
 from fastvq.compress.importers.sklearn import (  # noqa: F401 - they enter their importers
@@ -28,6 +27,7 @@ from fastvq.compress.importers.sklearn._parts import (
     EstimatorBuilder,
     Prediction,
     UnsupportedEstimator,
+    importer_of,
     name_of,
     predict,
     transform,
@@ -111,7 +111,7 @@ def missing(estimator) -> list[str]:
 
 
 def supported() -> list[str]:
-    """Names of all estimators that can be imported; besides these, all that select features."""
+    """Names of all estimators that can be imported; a SelectorMixin is any selector of features."""
     return sorted({cls.__name__ for cls in [*PREDICTORS, *TRANSFORMERS]})
 
 
@@ -119,9 +119,7 @@ def supported() -> list[str]:
 
 
 def _is_known(estimator):
-    if isinstance(estimator, SelectorMixin):
-        TRANSFORMERS.setdefault(type(estimator), _scaling.selected)
-    return type(estimator) in PREDICTORS or type(estimator) in TRANSFORMERS
+    return any(importer_of(table, estimator) for table in (PREDICTORS, TRANSFORMERS))
 
 
 def _parts_of(estimator):

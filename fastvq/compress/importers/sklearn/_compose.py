@@ -16,7 +16,6 @@ from sklearn.pipeline import FeatureUnion, Pipeline
 
 from fastvq.compress.importers.sklearn._parts import (
     Columns,
-    Prediction,
     UnsupportedEstimator,
     classifier,
     name_of,
@@ -62,7 +61,7 @@ def column_transformer(b, est, columns):
     weights = est.transformer_weights or {}
     for name, step, _ in est.transformers_:
         which = est._transformer_to_input_indices[name]
-        if isinstance(step, str) and step == "drop" or not len(which):
+        if (isinstance(step, str) and step == "drop") or not len(which):
             continue
         part = Columns(b.pick(x, which, columns.n), len(which))
         parts.append(transform(b, step, part).affine(scale=weights.get(name)))
@@ -259,6 +258,3 @@ def _calibrated(b, est, columns):
     score = found.methods["predict_proba"] if score is None else score
     each = b.matrix(score, np.diag(-slopes), -offsets, activation="sigmoid")
     return b.normalised(each, n)
-
-
-__all__ = ["Prediction"]

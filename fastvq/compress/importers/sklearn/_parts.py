@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from sklearn.feature_selection import SelectorMixin
 
 from fastvq.compress.importers.builder import Builder
 
@@ -28,6 +29,7 @@ __all__ = [
     "Prediction",
     "UnsupportedEstimator",
     "classifier",
+    "importer_of",
     "name_of",
     "predict",
     "predictor",
@@ -73,7 +75,7 @@ def name_of(estimator):
 
 def transform(b: EstimatorBuilder, estimator, columns: Columns) -> Columns:
     """The columns that an estimator's transform makes of columns."""
-    if estimator is None or isinstance(estimator, str) and estimator == "passthrough":
+    if estimator is None or (isinstance(estimator, str) and estimator == "passthrough"):
         return columns
     return _imported(TRANSFORMERS, b, estimator, columns)
 
@@ -83,8 +85,16 @@ def predict(b: EstimatorBuilder, estimator, columns: Columns) -> Prediction:
     return _imported(PREDICTORS, b, estimator, columns)
 
 
-def _imported(table, b, estimator, columns):
+def importer_of(table, estimator):
+    """The importer of an estimator in a table, or None; all selectors of features share one."""
     function = table.get(type(estimator))
+    if function is None and isinstance(estimator, SelectorMixin):
+        function = table.get(SelectorMixin)
+    return function
+
+
+def _imported(table, b, estimator, columns):
+    function = importer_of(table, estimator)
     if function is None:
         raise UnsupportedEstimator(f"{name_of(estimator)} cannot be imported here")
     before, b.label = b.label, name_of(estimator)
@@ -109,7 +119,7 @@ class Columns:
     shift: np.ndarray | None = None
 
     def affine(self, centre=None, scale=None, shift=None) -> Columns:
-        """(self - centre) * scale + shift, for numbers, rows of `n`, or None where there is none."""
+        """(self - centre) * scale + shift, for numbers, rows of `n`, or None for none."""
         centre, scale, shift = (None if a is None else self._row(a) for a in (centre, scale, shift))
         first = self.scale is None and self.shift is None
         if centre is not None and first:

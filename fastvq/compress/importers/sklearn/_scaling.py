@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 from sklearn import preprocessing as pre
-from sklearn.cross_decomposition import PLSCanonical, PLSRegression, PLSSVD
+from sklearn.cross_decomposition import PLSSVD, PLSCanonical, PLSRegression
 from sklearn.decomposition import PCA, FastICA, IncrementalPCA, TruncatedSVD
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.feature_selection import SelectorMixin
 from sklearn.impute import MissingIndicator, SimpleImputer
 from sklearn.kernel_approximation import Nystroem, RBFSampler
 from sklearn.random_projection import GaussianRandomProjection, SparseRandomProjection
@@ -124,7 +125,7 @@ def polynomial_features(b, est, columns):
     x, n = b.plain(columns), columns.n
     wanted = [tuple(np.repeat(np.arange(n), powers)) for powers in est.powers_]
     needed = {product[:length] for product in wanted for length in range(1, len(product) + 1)}
-    place, parts, before = {}, [], x
+    place, parts, before, start, count = {}, [], x, 0, n
     for degree in range(1, max(map(len, wanted), default=0) + 1):
         products = sorted(p for p in needed if len(p) == degree)
         last = b.pick(x, [p[-1] for p in products], n)
@@ -207,6 +208,7 @@ def _projected(b, columns, components):
 # ---- selection and missing values ----------------------------------------------------------------
 
 
+@transformer(SelectorMixin)
 def selected(b, est, columns):
     """Any selector of features."""
     chosen = est.get_support(indices=True)
