@@ -65,6 +65,10 @@ class TestMethods:
             classes=[LABELS, [7, 8, 9]],
         )
         assert model.predict(X).shape == (6, 2)
+        graph = Graph([], [Value("i", "int64", ("N", 2))], [Value("i", "int64", ("N", 2))], {})
+        metadata = {"methods": {"predict": "i"}, "classes": [[10, 20], [7, 8, 9]]}
+        found = CompressedModel(graph, metadata).predict([[0, 2], [1, 0]])
+        assert found.tolist() == [[10, 9], [20, 7]]
         assert [p.shape for p in model.predict_proba(X)] == [(6, 3)] * 2
 
     def test_probabilities_and_scores(self):

@@ -143,9 +143,10 @@ class CompressedModel:
         classes = self.metadata.get("classes")
         if classes is None:
             return found
-        if isinstance(found, tuple):
-            return np.stack([_labels(f, c) for f, c in zip(found, classes, strict=True)], axis=1)
-        return _labels(found, classes)
+        if not _are_lists(classes):
+            return _labels(found, classes)
+        columns = found if isinstance(found, tuple) else found.T
+        return np.stack([_labels(c, of) for c, of in zip(columns, classes, strict=True)], axis=1)
 
     def predict_proba(self, X, *, n_threads=None):
         """Probabilities of the classes, (n, n_classes), or a list of such for several outputs."""
@@ -389,6 +390,11 @@ def _as_array(values, value):
     if array.dtype.kind not in "biuf":
         raise TypeError(f"input {value.name!r} must be {value.dtype}, got {array.dtype}")
     return array
+
+
+def _are_lists(classes):
+    """Whether these are classes of several outputs, a list of each."""
+    return bool(len(classes)) and isinstance(classes[0], (list, tuple, np.ndarray))
 
 
 def _labels(found, classes):

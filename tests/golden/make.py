@@ -16,6 +16,7 @@ import numpy as np
 
 from fastvq.runtime import CompressedModel, Graph, Node, Value
 from fastvq.runtime.encoding import Raw
+from fastvq.runtime.preprocess import describe_picture, describe_wordpiece
 
 HERE = Path(__file__).parent
 
@@ -62,7 +63,68 @@ def mlp_1():
     return m.done([Value("x", "float32", ("N", 4))], [Value(y, "float32", ("N", 3))], metadata)
 
 
-MODELS = {"mlp_1": mlp_1}
+def cnn_1():
+    m = Model()
+    y = m.node("Conv", "x", m.weight(4, 3, 3, 3), m.weight(4), same="upper", activation="relu")
+    y = m.node("Pool", y, function="max", kernel=(2, 2), strides=(2, 2))
+    y = m.node("Conv", y, m.weight(4, 3, 3, 1), m.weight(4), groups=4, pads=(1, 1, 1, 1))
+    y = m.node("Unary", y, function="clip", alpha=0.0, beta=6.0)
+    y = m.node("Dense", m.node("Flatten", y), m.weight(3, 36), m.weight(3))
+    y = m.node("Softmax", y)
+    metadata = {"preprocess": describe_picture("x", resize=6, crop=6)}
+    inputs = [Value("x", "float32", ("N", 6, 6, 3))]
+    return m.done(inputs, [Value(y, "float32", ("N", 3))], metadata)
+
+
+def forest_1():
+    m = Model()
+    tree = [np.array(a) for a in ([0, 3], [1, -1, -1, 0, 2, -1, -1, -1])]
+    thresholds = np.array([0.5, 0, 0, 1.0, 0.25, 0, 0, 0], np.float32)
+    inputs = [*map(m.constant, (*tree, thresholds)), m.weight(5, 2), m.weight(2)]
+    y = m.node("TreeEnsemble", "x", *inputs, aggregate="mean")
+    label = m.node("ArgMax", y, axis=1, keep=False)
+    metadata = {
+        "task": "classifier",
+        "classes": [3, 7],
+        "methods": {"predict": label, "predict_proba": y},
+    }
+    outputs = [Value(label, "int64", ("N",)), Value(y, "float32", ("N", 2))]
+    return m.done([Value("x", "float32", ("N", 3))], outputs, metadata)
+
+
+def lstm_1():
+    m = Model()
+    weights = m.weight(2, 12, 4), m.weight(2, 12, 3), m.weight(2, 12)
+    _, h, _ = m.node("LSTM", "x", *weights, n_outputs=3, direction="bidirectional")
+    y = m.node("Dense", m.node("Flatten", h), m.weight(2, 6), m.weight(2))
+    inputs = [Value("x", "float32", ("N", "T", 4))]
+    return m.done(inputs, [Value(y, "float32", ("N", 2))])
+
+
+def transformer_1():
+    """One head over embedded tokens, of which the mean is taken where the mask is."""
+    m = Model()
+    x = m.node("Gather", m.weight(9, 4, dtype="float16"), "ids")
+    query, key, value = (m.node("Dense", x, m.weight(4, 4), m.weight(4)) for _ in range(3))
+    scores = m.node("MatMul", query, key, transpose_b=True)
+    mask = m.node("Cast", "mask", dtype="float32")
+    absent = m.node("Binary", mask, m.constant(np.float32(1)), function="subtract")
+    absent = m.node("Binary", absent, m.constant(np.float32(100)), function="multiply")
+    scores = m.node("Binary", scores, m.node("Unsqueeze", absent, axes=(1,)), function="add")
+    y = m.node("MatMul", m.node("Softmax", scores), value)
+    y = m.node("Binary", x, y, function="add")
+    y = m.node("LayerNorm", y, m.weight(4), m.weight(4))
+    y = m.node("Unary", y, function="gelu")
+    y = m.node("Binary", y, m.node("Unsqueeze", mask, axes=(2,)), function="multiply")
+    y = m.node("Reduce", y, m.constant(np.array([1])), function="sum", keep=False)
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "b", "##b", "c", "."]
+    options = {"ids": "ids", "mask": "mask", "types": None, "special": ()}
+    metadata = {"methods": {"transform": y}, "preprocess": describe_wordpiece(tokens, **options)}
+    inputs = [Value("ids", "int64", ("N", "T")), Value("mask", "int64", ("N", "T"))]
+    return m.done(inputs, [Value(y, "float32", ("N", 4))], metadata)
+
+
+MODELS = {model.__name__: model for model in (mlp_1, cnn_1, forest_1, lstm_1, transformer_1)}
 
 
 def record(model):

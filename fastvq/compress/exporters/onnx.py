@@ -384,6 +384,21 @@ def _pool(
     _to_last(export, y, rank, node.outputs[0])
 
 
+@_exports("Distances")
+def _distances(export, node, *, metric):
+    x, points, scale = [*node.inputs, ""][:3]
+    (to,) = node.outputs
+    difference = export.add("Sub", export.add("Unsqueeze", x, export.whole(1)), points)
+    if scale:
+        difference = export.add("Mul", difference, scale)
+    if metric == "chebyshev":
+        largest = export.add("Abs", difference)
+        export.add("ReduceMax", largest, export.whole(2), to=to, keepdims=0)
+    else:
+        operator = {"squared": "SumSquare", "euclidean": "L2", "manhattan": "L1"}[metric]
+        export.add(f"Reduce{operator}", difference, export.whole(2), to=to, keepdims=0)
+
+
 # ---- sums, extremes, normalisation -------------------------------------------------------------
 
 _REDUCE = {

@@ -1,0 +1,132 @@
+"""The commands that deal with models, as they are typed."""
+
+import json
+
+import joblib
+import numpy as np
+import pytest
+from golden import make as golden
+
+import fastvq
+from fastvq.cli import main
+
+ROWS = np.random.default_rng(0).normal(size=(12, 4)).astype("f4")
+
+
+@pytest.fixture
+def model(tmp_path):
+    """The paths of a model's file and of rows for it, and the model."""
+    model = golden.MODELS["mlp_1"]()
+    model.save(tmp_path / "m.fvq")
+    np.save(tmp_path / "x.npy", ROWS)
+    return str(tmp_path / "m.fvq"), str(tmp_path / "x.npy"), model
+
+
+def test_run_prints_outputs(model, capsys):
+    path, rows, cm = model
+    assert main(["run", path, rows]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith(f"{cm.output_names[0]}: 12 x 3 float32") and "... and 2 more" in out
+    assert "answered in" in err
+    assert main(["run", path, rows, "--method", "predict", "--profile"]) == 0
+    out = capsys.readouterr().out
+    assert str(cm.predict(ROWS)[0]) in out and "microseconds" in out
+
+
+def test_run_writes_outputs(model, tmp_path):
+    path, rows, cm = model
+    out = str(tmp_path / "y.npy")
+    assert main(["run", path, f"x={rows}", "-o", out, "--threads", "1"]) == 0
+    np.testing.assert_array_equal(np.load(out), cm(ROWS))
+    assert main(["run", path, rows, "-o", out, "--method", "predict"]) == 0
+    assert list(np.load(out)) == list(cm.predict(ROWS))
+
+
+def test_run_on_several_outputs(tmp_path, capsys):
+    forest = golden.MODELS["forest_1"]()
+    forest.save(tmp_path / "f")
+    np.save(tmp_path / "x.npy", ROWS[:, :3])
+    command = ["run", str(tmp_path / "f"), str(tmp_path / "x.npy"), "-o"]
+    assert main([*command, str(tmp_path / "y.npz")]) == 0
+    with np.load(tmp_path / "y.npz") as found:
+        assert sorted(found) == sorted(forest.output_names)
+    assert main([*command, str(tmp_path / "y.npy")]) == 2
+    assert "give a name in .npz" in capsys.readouterr().err
+
+
+def test_run_on_text_and_pictures(tmp_path, capsys):
+    golden.MODELS["transformer_1"]().save(tmp_path / "t")
+    (tmp_path / "x.txt").write_text("a b\nabba c.\n")
+    assert main(["run", str(tmp_path / "t"), str(tmp_path / "x.txt"), "--method", "transform"]) == 0
+    assert "transform: 2 x 4 float32" in capsys.readouterr().out
+    image = pytest.importorskip("PIL.Image", reason="needs Pillow")
+    golden.MODELS["cnn_1"]().save(tmp_path / "c")
+    image.fromarray(np.full((20, 30, 3), 99, np.uint8)).save(tmp_path / "p.png")
+    assert main(["run", str(tmp_path / "c"), str(tmp_path / "p.png"), str(tmp_path / "p.png")]) == 0
+    assert ": 2 x 3 float32" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["absent.fvq", "x.npy"], "absent.fvq: No such file"),
+        (["m.fvq", "m.fvq"], "m.fvq"),
+        (["m.fvq", "y=x.npy"], "input x is missing"),
+        (["m.fvq", "x.npy", "--method", "transform"], "no transform; its methods: predict"),
+        (["m.fvq", "x.npy", "-o", "x.npy"], "also an input"),
+        (["vq.fvq", "x.npy"], "holds a VectorQuantizer, not a model"),
+    ],
+)
+def test_bad_runs(model, tmp_path, monkeypatch, capsys, arguments, said):
+    monkeypatch.chdir(tmp_path)
+    fastvq.VectorQuantizer(2, random_state=0).fit(ROWS).save("vq.fvq")
+    assert main(["run", *arguments]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_compress_to_float16(model, tmp_path, capsys):
+    path, _, cm = model
+    assert (
+        main(["compress", path, "-o", str(tmp_path / "h"), "--scheme", "float16", "--report"]) == 0
+    )
+    out = capsys.readouterr().out
+    assert "float16" in out and f"{(tmp_path / 'h').stat().st_size:,} bytes" in out
+    np.testing.assert_allclose(fastvq.load(tmp_path / "h")(ROWS), cm(ROWS), rtol=1e-3)
+
+
+def test_pickles_only_when_told(tmp_path, capsys):
+    from sklearn.linear_model import LogisticRegression
+
+    path, out = str(tmp_path / "m.joblib"), str(tmp_path / "m.fvq")
+    estimator = LogisticRegression().fit(ROWS, np.arange(12) % 2)
+    joblib.dump(estimator, path)
+    assert main(["compress", path, "-o", out]) == 2
+    assert "runs whatever code it holds" in capsys.readouterr().err
+    assert main(["compress", path, "-o", out, "--unpickle"]) == 0
+    found = fastvq.load(out).predict(ROWS)
+    assert list(found) == list(estimator.predict(ROWS))
+
+
+def test_check(model, capsys):
+    path, *_ = model
+    assert main(["check"]) == 0
+    assert "TreeEnsemble" in capsys.readouterr().out
+    assert main(["check", path]) == 0
+    assert "Dense" in capsys.readouterr().out
+    assert main(["check", "absent.onnx"]) == 2
+
+
+def test_inspect(model, capsys):
+    path, *_ = model
+    assert main(["inspect", path, "--verify"]) == 0
+    out = capsys.readouterr().out
+    for said in (
+        "CompressedModel(x: float32 (N, 4)",
+        "Dense",
+        "float16",
+        "all are right",
+        "classes",
+    ):
+        assert said in out
+    assert main(["inspect", path, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["kind"] == "CompressedModel"
