@@ -19,6 +19,7 @@ from fastvq.runtime.registry import KernelCall, lowering, workers
 
 # Multiply-adds that are worth a thread (some 5 us of work, what waking one costs).
 _THREAD_WORK = 200_000
+_PACKED_AT_ONCE = 1 << 20  # bytes of panels that are put in order at a time
 # Values that are worth one where they are only moved or compared.
 _THREAD_VALUES = 50_000
 _CACHE_LINE = 64
@@ -307,12 +308,17 @@ def _panels(matrices, bias):
     n_out, k = matrices[0].shape
     n_panels = -(-n_out // columns)
     packed = _aligned((len(matrices), n_panels, k + 1, columns))
-    wide = np.zeros((n_panels * columns, k + 1), np.float32)
+    step = max(1, _PACKED_AT_ONCE // (4 * columns * (k + 1)))  # panels: no second copy of them all
     for i, matrix in enumerate(matrices):
-        if bias is not None:
-            wide[:n_out, 0] = bias.value[i * n_out : (i + 1) * n_out]
-        wide[:n_out, 1:] = matrix
-        packed[i] = wide.reshape(n_panels, columns, k + 1).swapaxes(1, 2)
+        for first in range(0, n_panels, step):
+            panels = packed[i, first : first + step]
+            rows = matrix[first * columns : (first + step) * columns]
+            wide = np.zeros((len(panels) * columns, k + 1), np.float32)
+            if bias is not None:
+                start = i * n_out + first * columns
+                wide[: len(rows), 0] = bias.value[start : start + len(rows)]
+            wide[: len(rows), 1:] = rows
+            panels[...] = wide.reshape(len(panels), columns, k + 1).swapaxes(1, 2)
     return packed
 
 
