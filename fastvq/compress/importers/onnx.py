@@ -191,7 +191,7 @@ class _Translation:
         # ONNX name -> value of the builder; None after a node that is missing.
         self.values: dict[str, str | None] = {"": ""}
         self._take_inputs()
-        self._take_nodes(model.graph.node, self.values, top=True)
+        self._take_nodes(model.graph.node, self.values, self.types)
 
     def graph(self):
         outputs = []
@@ -239,11 +239,11 @@ class _Translation:
             self.missing.append(Missing(name, "constant", str(error)))
             self.values[name] = None
 
-    def _take_nodes(self, nodes, values, top=False, label=""):
+    def _take_nodes(self, nodes, values, types, label=""):
         for proto in nodes:
             self.build.label = label or proto.name or next(filter(None, proto.output), "")
             try:
-                found = self._taken(proto, values, self.types if top else {}, label)
+                found = self._taken(proto, values, types, label)
             except (ValueError, TypeError, KeyError, IndexError) as error:
                 name = self.build.label
                 self.missing.append(Missing(name, _operator(proto), _reason(error)))
@@ -251,7 +251,7 @@ class _Translation:
             found = [None] * len(proto.output) if found is None else found
             for name, value in zip(proto.output, found, strict=False):
                 values[name] = value
-                if value and top:
+                if value and not label:
                     self.build.call(value, name)
 
     def _taken(self, proto, values, types, label):
@@ -281,7 +281,7 @@ class _Translation:
         inner = dict(values)
         for tensor in graph.initializer:
             inner[tensor.name] = self.build.constant(as_array(tensor), tensor.name)
-        self._take_nodes(graph.node, inner, label=label or self.build.label)
+        self._take_nodes(graph.node, inner, self.types, label=label or self.build.label)
         return [inner[output.name] for output in graph.output]
 
     def _defined_by_others(self, proto, domain, inputs, values, types):
@@ -295,23 +295,20 @@ class _Translation:
             return None
         inner = {"": "", **dict.fromkeys(body.input, "")}
         inner.update(zip(body.input, inputs, strict=False))
-        given = {a.name: a for a in proto.attribute} | {
-            a.name: a
-            for a in body.attribute_proto
-            if a.name not in {g.name for g in proto.attribute}
-        }
+        given = _given(proto, body, self.opsets.get("", 1))
         nodes = [_with_attributes(node, given) for node in body.node]
         before, opset = len(self.missing), self.opsets.get("", 1)
         self.opsets[""] = next((o.version for o in body.opset_import if not o.domain), opset)
+        known = _inferred(_as_model(body, nodes, [types.get(name) for name in proto.input]))
         try:
-            self._take_nodes(nodes, inner, label=self.build.label)
+            self._take_nodes(nodes, inner, known, label=self.build.label)
         finally:
             self.opsets[""] = opset
         if len(self.missing) > before:
             inside = self.missing[before:]
             del self.missing[before:]
             raise ValueError(f"it is made of what is not supported: {inside[0]}")
-        return [inner[name] for name in body.output]
+        return [inner.get(name) for name in body.output]
 
 
 def _loaded(model):
@@ -466,6 +463,25 @@ def _type_proto(known):
         return onnx.TypeProto()
     kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
     return helper.make_tensor_type_proto(kind, shape)
+
+
+def _as_model(body, nodes, types):
+    """The body of a function as a model, for inputs of these types."""
+    inputs = [
+        onnx.ValueInfoProto(name=name, type=_type_proto(known))
+        for name, known in zip(body.input, types, strict=False)
+        if known
+    ]
+    graph = helper.make_graph(nodes, body.name, inputs, [])
+    return helper.make_model(graph, opset_imports=body.opset_import)
+
+
+def _given(proto, body, opset):
+    """The attributes of a call, with the defaults that its function or its schema gives."""
+    schema = defs.get_schema(proto.op_type, opset, "")
+    defaults = {n: a.default_value for n, a in schema.attributes.items() if a.default_value.type}
+    defaults |= {a.name: a for a in body.attribute_proto}
+    return defaults | {a.name: a for a in proto.attribute}
 
 
 def _with_attributes(node, given):

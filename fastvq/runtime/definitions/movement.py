@@ -571,7 +571,7 @@ class _Blend:
             return i / scale
         if self.coordinates == "tf_crop_and_resize":
             span = (end - begin) * (n - 1)
-            return begin * (n - 1) + (i * span / (length - 1) if length != 1 else span / 2)
+            return begin * (n - 1) + (i * span / (length - 1) if length != 1 else i * 0 + span / 2)
         if self.coordinates == "pytorch_half_pixel" and length == 1:
             return i * 0 - 0.5
         x = (i + 0.5) / scale - 0.5
