@@ -27,6 +27,7 @@ except ImportError as error:
         "ONNX models need the onnx package: pip install fastvq[onnx]", name=error.name
     ) from error
 
+from fastvq.compress.importers import onnx_ml  # noqa: F401 - enters its operators into the table
 from fastvq.compress.importers.builder import Builder
 from fastvq.compress.importers.onnx_operators import ELEMENTS, OPERATORS, as_array, element
 from fastvq.runtime.graph import Graph, Value
@@ -170,6 +171,14 @@ class OnnxNode:
         """Whether anybody wants this output."""
         return number < len(self.outputs) and bool(self.outputs[number])
 
+    def words(self, number):
+        """The words that an input's numbers stand for, else None."""
+        return self._translation.labels.get(self.input(number))
+
+    def label(self, value, words):
+        """Remember the words that a value's numbers stand for."""
+        self._translation.labels[value] = [*words]
+
     def alone(self, number):
         """Whether this node alone reads the input."""
         return self._translation.uses.get(self._proto.input[number]) == 1
@@ -234,10 +243,17 @@ class _Translation:
 
     def _enter(self, name, tensor):
         try:
-            self.values[name] = self.build.enter(name, as_array(tensor))
+            self.values[name] = self.build.enter(name, self._array(name, tensor))
         except ValueError as error:
             self.missing.append(Missing(name, "constant", str(error)))
             self.values[name] = None
+
+    def _array(self, name, tensor):
+        if tensor.data_type != onnx.TensorProto.STRING:
+            return as_array(tensor)
+        words = [word.decode() for word in tensor.string_data]
+        self.labels[name] = words
+        return np.arange(len(words)).reshape(tensor.dims)
 
     def _take_nodes(self, nodes, values, types, label=""):
         for proto in nodes:
@@ -267,8 +283,14 @@ class _Translation:
             return None
         attributes = _attributes(proto, domain, self.opsets.get(domain, 1))
         node = OnnxNode(proto, attributes, inputs, self, self.opsets.get(domain, 1), types)
+        kept = proto.op_type in _KEEP_WORDS
+        if node.words(0) and not kept and proto.op_type != "LabelEncoder":
+            raise ValueError("words are not supported here")
         found = function(self.build, node)
-        return [found] if isinstance(found, str) else found
+        found = [found] if isinstance(found, str) else found
+        if node.words(0) and kept:
+            node.label(found[0], node.words(0))
+        return found
 
     def _branch(self, proto, values, label):
         """The branch of an If whose condition is a constant."""
@@ -510,6 +532,10 @@ def _reason(error):
     return f"lacks {error}" if isinstance(error, KeyError) else str(error)
 
 
+# Operators that move words and leave them what they are.
+_KEEP_WORDS = frozenset(
+    "Identity Cast Reshape Squeeze Unsqueeze Flatten Gather ArrayFeatureExtractor".split()
+)
 _REFUSED: Mapping[str, str] = {
     **dict.fromkeys(("Loop", "Scan", "SequenceMap"), "control flow is not supported"),
     **dict.fromkeys(

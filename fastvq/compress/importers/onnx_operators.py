@@ -214,6 +214,8 @@ def where(b, node):
 
 @imports("Cast")
 def cast(b, node):
+    if node.words(0):
+        return node.input(0)
     dtype = element(node.attributes["to"])
     return node.input(0) if node.dtype(0) == dtype else b.add("Cast", node.input(0), dtype=dtype)
 
