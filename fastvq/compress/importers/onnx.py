@@ -534,7 +534,16 @@ def _reason(error):
 
 # Operators that move words and leave them what they are.
 _KEEP_WORDS = frozenset(
-    "Identity Cast Reshape Squeeze Unsqueeze Flatten Gather ArrayFeatureExtractor".split()
+    [
+        "Identity",
+        "Cast",
+        "Reshape",
+        "Squeeze",
+        "Unsqueeze",
+        "Flatten",
+        "Gather",
+        "ArrayFeatureExtractor",
+    ]
 )
 _REFUSED: Mapping[str, str] = {
     **dict.fromkeys(("Loop", "Scan", "SequenceMap"), "control flow is not supported"),

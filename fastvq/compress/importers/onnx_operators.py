@@ -328,7 +328,7 @@ def conv_transpose(b, node):
     window = _window(node, kernel)
     window.pop("same", None)
     more = tuple(node.attributes.get("output_padding") or [0] * len(kernel))
-    window["pads"] = _pads_of_transposed(node, window, kernel, more)
+    window["pads"], more = _pads_of_transposed(node, window, kernel, more)
     if any(more):
         window["output_pads"] = more
     if groups != 1:
@@ -338,24 +338,26 @@ def conv_transpose(b, node):
 
 
 def _pads_of_transposed(node, window, kernel, more):
-    """Pads as given, or such that the output has the size that is wanted."""
+    """Pads, and rows put at the ends, as given, or such that the output has the size wanted."""
     wanted, auto_pad = node.attributes.get("output_shape"), node.attributes["auto_pad"]
     if not wanted and not auto_pad.startswith("SAME"):
-        return window["pads"]
+        return window["pads"], more
     n = len(kernel)
     sizes = (node.shape(0) or ())[2:]
-    if wanted and (len(sizes) != n or None in sizes or any(isinstance(s, str) for s in sizes)):
+    if wanted and (len(sizes) != n or not all(isinstance(size, int) for size in sizes)):
         raise ValueError("output_shape needs inputs of a fixed size")
-    begins, ends = [], []
+    begins, ends, extra = [], [], []
     for i in range(n):
         stride, dilation = window["strides"][i], window.get("dilations", [1] * n)[i]
         reach = (kernel[i] - 1) * dilation + 1 + more[i]
         # What the windows cover, less what is wanted; "same" wants stride times the input.
         total = (sizes[i] - 1) * stride + reach - wanted[-n:][i] if wanted else reach - stride
-        less, rest = total // 2, total - total // 2
-        begins.append(less if auto_pad != "SAME_LOWER" else rest)
-        ends.append(rest if auto_pad != "SAME_LOWER" else less)
-    return (*begins, *ends)
+        extra.append(more[i] + max(0, -total))
+        half = max(0, total) // 2
+        rest = max(0, total) - half
+        begins.append(half if auto_pad == "SAME_UPPER" else rest)
+        ends.append(rest if auto_pad == "SAME_UPPER" else half)
+    return (*begins, *ends), tuple(extra)
 
 
 @imports("MaxPool", "AveragePool", "LpPool")
@@ -903,7 +905,8 @@ def space_to_depth(b, node):
     small = b.binary("divide", b.dimensions(x, 2, 4), b.integers(n, n))
     height, width = (b.add("Gather", small, b.integers(i)) for i in (0, 1))
     y = b.reshape(x, b.dimensions(x, 0, 2), height, n, width, n)
-    y = b.transpose(y, (0, 3, 5, 1, 2, 4))
+    crd = node.attributes.get("mode") == "CRD"
+    y = b.transpose(y, (0, 1, 3, 5, 2, 4) if crd else (0, 3, 5, 1, 2, 4))
     return b.reshape(y, b.dimensions(x, 0, 1), -1, small)
 
 
