@@ -237,7 +237,7 @@ def pad(x, pads, value=None, axes=None, *, mode="constant"):
     pads : beginnings of all axes, then ends. mode: "constant" (`value`, or 0), "edge", "reflect"
     (without repeating the edge), "wrap". What is negative is cut off first.
     """
-    widths = _pad_widths(np.shape(x), pads, axes)
+    widths = pad_widths(np.shape(x), pads, axes)
     cut = tuple(
         slice(max(0, -a), n - max(0, -b)) for n, (a, b) in zip(x.shape, widths, strict=True)
     )
@@ -252,14 +252,14 @@ def _(x, pads, value=None, axes=None, *, mode="constant"):
     if mode not in ("constant", "edge", "reflect", "wrap"):
         raise ValueError(f"there is no mode {mode!r}")
     axes = None if axes is None else known(axes, "axes")
-    widths = _pad_widths(x.shape, known(pads, "pads"), axes)
+    widths = pad_widths(x.shape, known(pads, "pads"), axes)
     out = [n + a + b for n, (a, b) in zip(x.shape, widths, strict=True)]
     if min(out, default=0) < 0:
         raise ValueError(f"pads {widths} take more from {x.shape} than there is")
     return out, x.dtype
 
 
-def _pad_widths(shape, pads, axes=None):
+def pad_widths(shape, pads, axes=None):
     axes = _axes(range(len(shape)) if axes is None else axes, len(shape))
     if len(pads) != 2 * len(axes):
         raise ValueError(f"pads {[*pads]} are not two for each of the axes {axes}")
@@ -482,9 +482,9 @@ def resize(
     antialias : a wider blend where the picture shrinks
     outside : the value beyond the region's picture
     """
-    blend = _Blend(mode, coordinates, rounding, cubic, inside, antialias, outside)
+    blend = Blend(mode, coordinates, rounding, cubic, inside, antialias, outside)
     y = x
-    for axis, n_out, scale, begin, end in _resized(x.shape, scales, sizes, region, axes, policy):
+    for axis, n_out, scale, begin, end in resized(x.shape, scales, sizes, region, axes, policy):
         if n_out != x.shape[axis] or scale != 1 or coordinates == "tf_crop_and_resize":
             y = blend.along(y, axis, n_out, scale, (begin, end))
     return y.astype(x.dtype, copy=False)
@@ -497,12 +497,19 @@ def _(x, scales=None, sizes=None, region=None, *, axes=(), policy="stretch", **_
         for form, what in ((scales, "scales"), (sizes, "sizes"), (region, "region"))
     ]
     shape = [*x.shape]
-    for axis, n_out, *_ in _resized(x.shape, *limits, axes, policy):
+    for axis, n_out, *_ in resized(x.shape, *limits, axes, policy):
         shape[axis] = n_out
     return shape, x.dtype
 
 
-def _resized(shape, scales, sizes, region, axes, policy):
+def how_to_resize(attributes):
+    """The blend, the axes and the policy that a node's attributes ask for."""
+    given = resize.complete(attributes)
+    axes, policy = given.pop("axes"), given.pop("policy")
+    return Blend(**given), axes, policy
+
+
+def resized(shape, scales, sizes, region, axes, policy):
     """(axis, its new length, scale, begin and end of the region) for each of the axes."""
     axes = _axes(axes or range(len(shape)), len(shape))
     old = [shape[i] for i in axes]
@@ -525,7 +532,7 @@ def _resized(shape, scales, sizes, region, axes, policy):
     return [*zip(axes, sizes, scales, begins, ends, strict=True)]
 
 
-class _Blend:
+class Blend:
     """How a new pixel is made of old ones, along one axis."""
 
     def __init__(self, mode, coordinates, rounding, cubic, inside, antialias, outside):
