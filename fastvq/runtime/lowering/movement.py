@@ -30,22 +30,23 @@ def transpose(node, inputs, outputs, plan):
 def concat(node, inputs, outputs, plan):
     y = outputs[0]
     axis = node.attributes["axis"] % len(y.shape)
-    steps, start, calls = _strides(y.shape), 0, []
+    steps, start, copies = _strides(y.shape), 0, []
     for x in inputs:
-        calls += _copied(x, y, x.shape, _strides(x.shape), plan, steps, 0, start * steps[axis])
+        at = start * steps[axis]
+        copies.append(_copied(x, y, x.shape, _strides(x.shape), plan, to_y=steps, y_start=at))
         start += x.shape[axis]
-    return calls
+    return None if None in copies else [call for calls in copies for call in calls]
 
 
 @lowering("Split")
 def split(node, inputs, outputs, plan):
     (x,) = inputs
     axis = node.attributes.get("axis", 0) % len(x.shape)
-    steps, start, calls = _strides(x.shape), 0, []
+    steps, start, copies = _strides(x.shape), 0, []
     for y in outputs:
-        calls += _copied(x, y, y.shape, steps, plan, None, start * steps[axis])
+        copies.append(_copied(x, y, y.shape, steps, plan, x_start=start * steps[axis]))
         start += y.shape[axis]
-    return calls
+    return None if None in copies else [call for calls in copies for call in calls]
 
 
 @lowering("Slice")
@@ -57,7 +58,7 @@ def slice_(node, inputs, outputs, plan):
     steps = _strides(x.shape)
     start = sum(walk.start * step for walk, step in zip(walks, steps, strict=True))
     steps = [walk.step * step for walk, step in zip(walks, steps, strict=True)]
-    return _copied(x, outputs[0], outputs[0].shape, steps, plan, None, start)
+    return _copied(x, outputs[0], outputs[0].shape, steps, plan, x_start=start)
 
 
 @lowering("Expand")
@@ -96,14 +97,15 @@ def pad(node, inputs, outputs, plan):
     x_start = sum(max(0, -a) * step for (a, _), step in zip(widths, from_x, strict=True))
     y_start = sum(max(0, a) * step for (a, _), step in zip(widths, to_y, strict=True))
     filled = KernelCall("movement.fill", [value, y], [x.dtype.itemsize, y.size])
-    copied = _copied(x, y, kept, from_x, plan, to_y, x_start, y_start) if min(kept) > 0 else []
+    kept = [max(0, n) for n in kept]
+    copied = _copied(x, y, kept, from_x, plan, to_y, x_start, y_start)
     return None if copied is None else [filled, *copied]
 
 
 def _copied(x, y, shape, from_x, plan, to_y=None, x_start=0, y_start=0):
-    """Calls that copy values of that shape from x to y; None for more axes than the kernel has."""
+    """Calls that copy values of that shape from x to y; None if y is empty, or of too many axes."""
     if not math.prod(shape):
-        return []
+        return [] if y.size else None
     to_y = _strides(shape) if to_y is None else to_y
     axes = _planes(_taken_together(shape, from_x, to_y))
     if len(axes) > _RANK or x.dtype.itemsize not in (1, 2, 4, 8):
@@ -165,7 +167,7 @@ def _threads(nbytes, tasks, plan):
 @lowering("Gather")
 def gather(node, inputs, outputs, plan):
     x, indices = inputs
-    if indices.dtype.itemsize not in (4, 8):
+    if indices.dtype.itemsize not in (4, 8) or not outputs[0].size:
         return None
     rows = plan.packed(x, "rows", lambda t: t.value) if x.known else x
     axis = node.attributes.get("axis", 0) % len(x.shape)
@@ -177,7 +179,7 @@ def gather(node, inputs, outputs, plan):
 def resize(node, inputs, outputs, plan):
     x, scales, sizes, region = [*inputs, None, None, None][:4]
     blend, axes, policy = definitions.how_to_resize(node.attributes)
-    if blend.coordinates == "tf_crop_and_resize" or x.dtype != np.float32:
+    if blend.coordinates == "tf_crop_and_resize" or x.dtype != np.float32 or not outputs[0].size:
         return None
     limits = [None if t is None else t.value for t in (scales, sizes, region)]
     axes = definitions.resized(x.shape, *limits, axes, policy)
