@@ -76,8 +76,9 @@ def export(module, example_inputs, dynamo=False, input_names=None, output_names=
     """
     examples = tuple(map(_two_rows, _as_tensors(example_inputs)))
     inputs = input_names or _names("x", len(examples))
-    training = module.training
+    training, fast = module.training, torch.backends.mha.get_fastpath_enabled()
     module.eval()
+    torch.backends.mha.set_fastpath_enabled(False)  # encoder layers as one call have no export
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -88,6 +89,7 @@ def export(module, example_inputs, dynamo=False, input_names=None, output_names=
             return run(module, examples, [*inputs], outputs)
     finally:
         module.train(training)
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def _by_trace(module, examples, inputs, outputs):
