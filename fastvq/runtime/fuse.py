@@ -103,7 +103,8 @@ class _Fusing(Rewriting):
         elif function in ("multiply", "divide"):
             # In float64, and rounded once: a batch norm is several of these in a row.
             wide = values.astype(np.float64)
-            factor = wide if function == "multiply" else 1 / wide
+            with np.errstate(divide="ignore"):
+                factor = wide if function == "multiply" else 1 / wide
             if not (self.is_raw(name) and np.isfinite(factor).all()):
                 return None
             by_output = factor.reshape(-1, *[1] * (len(weight.shape) - 1))
