@@ -81,6 +81,15 @@ INLINE f32_lanes f32_exp_parts(f32_lanes x, i32_lanes *k)
     return fused(f * f, q, f);
 }
 
+/* exp(x) for x <= 0, and NaN. Powers are kept 2^64 too large until the last product, so that results
+ * below the smallest normal number are rounded once; from -104 on they are 0. */
+INLINE f32_lanes f32_exp_below(f32_lanes x)
+{
+    i32_lanes k;
+    f32_lanes y = f32_exp_parts(f32_max(f32_all(-104), x), &k) + 1;
+    return y * f32_power_of_two(k + 64) * 0x1p-64f;
+}
+
 /* exp(x) - 1 for x in -80 .. 80, and NaN. */
 INLINE f32_lanes f32_expm1_inside(f32_lanes x)
 {
@@ -167,7 +176,7 @@ FUNCTION(celu)
 FUNCTION(softplus)
 {
     UNUSED;
-    f32_lanes e = OF(exp, -f32_abs(x)), sum = 1 + e;
+    f32_lanes e = f32_exp_below(-f32_abs(x)), sum = 1 + e;
     /* log(1 + e), with what the sum has lost of e. */
     f32_lanes log1p = OF(log, sum) + (e - (sum - 1)) / sum;
     return f32_max(f32_all(0), x) + log1p;
@@ -182,7 +191,7 @@ FUNCTION(hard_swish) { return UNUSED, x * f32_hard(x, f32_all(1.0f / 6), f32_all
 FUNCTION(sigmoid)
 {
     UNUSED;
-    f32_lanes e = OF(exp, -f32_abs(x));
+    f32_lanes e = f32_exp_below(-f32_abs(x));
     return f32_choose(x >= 0, f32_all(1), e) / (1 + e);
 }
 
@@ -212,14 +221,14 @@ FUNCTION(erf)
                                     -0.0268544442f, 0.00518953459f, -0.00080208343f,
                                     7.88909551e-5f);
     f32_lanes part = -2 * f32_normal_tail_part(z * 1.41421356f);
-    f32_lanes far = fused(part, OF(exp, -square), f32_all(1));
+    f32_lanes far = fused(part, f32_exp_below(-square), f32_all(1));
     return f32_choose(z < 1, near, f32_with_sign_of(far, x));
 }
 
 FUNCTION(gelu)
 {
     UNUSED;
-    f32_lanes part = f32_normal_tail_part(f32_abs(x)), e = OF(exp, x * x * -0.5f);
+    f32_lanes part = f32_normal_tail_part(f32_abs(x)), e = f32_exp_below(x * x * -0.5f);
     return x * f32_choose(x >= 0, fused(-part, e, f32_all(1)), part * e);
 }
 

@@ -32,13 +32,14 @@ INLINE void add_products(const int rows, const int gates, const float *const *x,
 {
     Gates all = *sums;
     for (ptrdiff_t f = 0; f < k; f++, panel += gates * F32_LANES) {
-        f32_lanes weight[MOST_GATES];
-        UNROLL for (int g = 0; g < gates; g++) weight[g] = f32_load(panel + g * F32_LANES);
-        UNROLL for (int r = 0; r < rows; r++)
+        /* 3 rows and 4 gates: 12 sums, 3 values and a weight fill 16 registers. */
+        f32_lanes value[TILE_ROWS];
+        UNROLL for (int r = 0; r < rows; r++) value[r] = f32_all(x[r][f]);
+        UNROLL for (int g = 0; g < gates; g++)
         {
-            const f32_lanes value = f32_all(x[r][f]);
-            UNROLL for (int g = 0; g < gates; g++)
-                all.of[r][g] = fused(value, weight[g], all.of[r][g]);
+            const f32_lanes weight = f32_load(panel + g * F32_LANES);
+            UNROLL for (int r = 0; r < rows; r++)
+                all.of[r][g] = fused(value[r], weight, all.of[r][g]);
         }
     }
     *sums = all;
@@ -71,6 +72,9 @@ INLINE void load_gates(const int rows, const int gates, const float *const *from
         if ((most) >= 4 && left_ >= 4) {                                                        \
             TILE(4, first_, __VA_ARGS__);                                                       \
             first_ += 4;                                                                        \
+        } else if ((most) >= 3 && left_ >= 3) {                                                 \
+            TILE(3, first_, __VA_ARGS__);                                                       \
+            first_ += 3;                                                                        \
         } else if (left_ >= 2) {                                                                \
             TILE(2, first_, __VA_ARGS__);                                                       \
             first_ += 2;                                                                        \
@@ -109,8 +113,8 @@ static void project_rows(int gates, const float *x, ptrdiff_t n, ptrdiff_t k, co
         const Projection part = {x, panels + group * k * width, bias + group * width,
                                  y + group * width, k, groups * width};
         switch (gates) {
-        case 4: FOR_TILES(n, 2, project_tile, 4, &part) break;
-        case 3: FOR_TILES(n, 2, project_tile, 3, &part) break;
+        case 4: FOR_TILES(n, 3, project_tile, 4, &part) break;
+        case 3: FOR_TILES(n, 3, project_tile, 3, &part) break;
         default: FOR_TILES(n, 4, project_tile, 1, &part) break;
         }
     }
@@ -222,12 +226,12 @@ TILE(relu_tile) { plain_tile(rows, first, step, unit, panel, 1); }
 static void take_step(int layer, const Step *step)
 {
     switch (layer) {
-    case LSTM_LAYER: FOR_GROUPS(2, lstm_tile, 4, step->panels) break;
+    case LSTM_LAYER: FOR_GROUPS(3, lstm_tile, 4, step->panels) break;
     case GRU_LAYER:
         FOR_GROUPS(4, gru_first_tile, 2, step->panels)
         FOR_GROUPS(4, gru_second_tile, 1, step->panels_h)
         break;
-    case GRU_LINEAR_LAYER: FOR_GROUPS(2, gru_linear_tile, 3, step->panels) break;
+    case GRU_LINEAR_LAYER: FOR_GROUPS(3, gru_linear_tile, 3, step->panels) break;
     case TANH_LAYER: FOR_GROUPS(4, tanh_tile, 1, step->panels) break;
     default: FOR_GROUPS(4, relu_tile, 1, step->panels) break;
     }

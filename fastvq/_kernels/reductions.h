@@ -28,15 +28,20 @@ typedef struct {
 /* The sum of 32 partial sums: i and i + 16, then i and i + 8, ... */
 INLINE float f32_total(const Sums *sums)
 {
-    float value[SUMS];
-    __builtin_memcpy(value, sums->part, sizeof value);
-    for (int half = SUMS / 2; half; half /= 2)
-        for (int i = 0; i < half; i++) value[i] += value[i + half];
+    f32_lanes vector[SUM_VECTORS];
+    UNROLL for (int p = 0; p < SUM_VECTORS; p++) vector[p] = sums->part[p];
+    UNROLL for (int half = SUM_VECTORS / 2; half; half /= 2)
+        UNROLL for (int p = 0; p < half; p++) vector[p] += vector[p + half];
+    float value[F32_LANES];
+    __builtin_memcpy(value, vector, sizeof value);
+    UNROLL for (int half = F32_LANES / 2; half; half /= 2)
+        UNROLL for (int i = 0; i < half; i++) value[i] += value[i + half];
     return value[0];
 }
 
-/* Σ of value(x[i]) as above; VALUE is of the vector v, and lanes past the end have to give 0: they
- * are `v & within`. One macro, as each use has its own VALUE. */
+/* Σ of the row x (n,) as above. VALUE is the partial sum s with the vector v, which stands `at` x,
+ * added; of its last vector only `left` lanes are there, and of the others VALUE is not taken. One
+ * macro, as each use has its own VALUE. */
 #define SUM_ROW(x, n, VALUE)                                                                    \
     ({                                                                                          \
         Sums all_ = {0};                                                                        \
@@ -47,14 +52,17 @@ INLINE float f32_total(const Sums *sums)
             for (; i_ + SUMS <= stop_; i_ += SUMS)                                              \
                 UNROLL for (int p_ = 0; p_ < SUM_VECTORS; p_++)                                 \
                 {                                                                               \
-                    const f32_lanes v = f32_load((x) + i_ + p_ * F32_LANES), s = block_.part[p_]; \
+                    const ptrdiff_t at = i_ + p_ * F32_LANES, left = F32_LANES;                 \
+                    const f32_lanes v = f32_load((x) + at), s = block_.part[p_];                \
+                    (void)at, (void)left;                                                       \
                     block_.part[p_] = (VALUE);                                                  \
                 }                                                                               \
             for (int p_ = 0; i_ < stop_; p_++, i_ += F32_LANES) {                               \
-                const ptrdiff_t left_ = stop_ - i_ < F32_LANES ? stop_ - i_ : F32_LANES;        \
-                const f32_lanes v = f32_load_part((x) + i_, left_), s = block_.part[p_];        \
+                const ptrdiff_t at = i_, left = stop_ - i_ < F32_LANES ? stop_ - i_ : F32_LANES; \
+                const f32_lanes v = f32_load_part((x) + at, left), s = block_.part[p_];         \
+                (void)at;                                                                       \
                 const f32_lanes sum_ = (VALUE);                                                 \
-                block_.part[p_] = f32_choose(f32_lane_numbers() < (int32_t)left_, sum_, s);     \
+                block_.part[p_] = f32_choose(f32_lane_numbers() < (int32_t)left, sum_, s);      \
             }                                                                                   \
             UNROLL for (int p_ = 0; p_ < SUM_VECTORS; p_++) all_.part[p_] += block_.part[p_];   \
         }                                                                                       \
@@ -84,10 +92,15 @@ INLINE float row_max(const float *x, ptrdiff_t n, float least, const int nan_win
             best[p] = f32_max(v, best[p]);
         }
     f32_lanes most = f32_max(f32_max(best[0], best[1]), f32_max(best[2], best[3]));
-    float value = least;
-    for (int lane = 0; lane < F32_LANES; lane++) value = most[lane] > value ? most[lane] : value;
+    float value, lane[F32_LANES];
+    __builtin_memcpy(lane, &most, sizeof lane);
+    UNROLL for (int half = F32_LANES / 2; half; half /= 2)
+        UNROLL for (int j = 0; j < half; j++)
+            lane[j] = lane[j] > lane[j + half] ? lane[j] : lane[j + half];
+    value = lane[0];
     int nan = 0;
-    for (int lane = 0; lane < F32_LANES; lane++) nan |= lost[lane];
+    if (nan_wins)
+        for (int j = 0; j < F32_LANES; j++) nan |= lost[j];
     for (; i < n; i++) {
         value = x[i] > value ? x[i] : value;
         nan |= x[i] != x[i];
@@ -175,39 +188,29 @@ static void reduce_part(int function, const float *x, ptrdiff_t n, ptrdiff_t inn
 
 /* ---- softmax ---------------------------------------------------------------------------------- */
 
-/* y = exp(x - most) and the sum of that: the exponentials of a block are still in the first-level
- * cache when they are added. */
-INLINE float exp_row(const float *x, ptrdiff_t n, float most, float *y)
+INLINE f32_lanes exp_into(float *y, f32_lanes value, ptrdiff_t left)
 {
-    ptrdiff_t i = 0;
-    for (; i + F32_LANES <= n; i += F32_LANES) f32_store(y + i, OF(exp, f32_load(x + i) - most));
-    if (i < n) f32_store_part(y + i, OF(exp, f32_load_part(x + i, n - i) - most), n - i);
-    return SUM_ROW(y, n, s + v);
+    const f32_lanes e = f32_exp_below(value);
+    if (left == F32_LANES)
+        f32_store(y, e);
+    else
+        f32_store_part(y, e, left);
+    return e;
 }
-
-INLINE float f32_log_of(float value) { return OF(log, f32_all(value))[0]; }
 
 /* y may be x. */
 static void softmax_row(const float *x, ptrdiff_t n, float *y)
 {
-    const float total = exp_row(x, n, row_max(x, n, -__FLT_MAX__, 0), y);
-    const float factor = 1 / total;
+    const float most = row_max(x, n, -__FLT_MAX__, 0);
+    const float factor = 1 / SUM_ROW(x, n, s + exp_into(y + at, v - most, left));
     for (ptrdiff_t i = 0; i < n; i++) y[i] *= factor;
 }
 
 static void log_softmax_row(const float *x, ptrdiff_t n, float *y)
 {
     const float most = row_max(x, n, -__FLT_MAX__, 0);
-    Sums sums = {0};
-    ptrdiff_t i = 0;
-    for (int p = 0; i < n; i += F32_LANES, p = (p + 1) % SUM_VECTORS) {
-        const ptrdiff_t left = n - i < F32_LANES ? n - i : F32_LANES;
-        const f32_lanes e = OF(exp, f32_load_part(x + i, left) - most);
-        sums.part[p] = f32_choose(f32_lane_numbers() < (int32_t)left, sums.part[p] + e,
-                                  sums.part[p]);
-    }
-    const float log_total = f32_log_of(f32_total(&sums));
-    for (i = 0; i < n; i++) y[i] = x[i] - most - log_total;
+    const float log_total = OF(log, f32_all(SUM_ROW(x, n, s + f32_exp_below(v - most))))[0];
+    for (ptrdiff_t i = 0; i < n; i++) y[i] = x[i] - most - log_total;
 }
 
 /* Down the columns of x (n, inner), a vector of them at a time. */
@@ -219,7 +222,7 @@ static void softmax_columns(const float *x, ptrdiff_t n, ptrdiff_t inner, float 
         for (ptrdiff_t i = 0; i < n; i++)
             most = f32_max(f32_load_part(x + i * inner + j, width), most);
         for (ptrdiff_t i = 0; i < n; i++) {
-            const f32_lanes v = f32_load_part(x + i * inner + j, width) - most, e = OF(exp, v);
+            const f32_lanes v = f32_load_part(x + i * inner + j, width) - most, e = f32_exp_below(v);
             f32_store_part(y + i * inner + j, log ? v : e, width);
             total += e;
         }
