@@ -16,6 +16,8 @@ from fastvq.compress.importers.onnx import (  # noqa: E402
     OPSETS,
     UnsupportedModel,
     from_onnx,
+    missing,
+    supported,
 )
 from fastvq.compress.importers.onnx_operators import OPERATORS  # noqa: E402
 from fastvq.runtime import CompressedModel  # noqa: E402
@@ -610,3 +612,165 @@ def test_from_torch_leaves_the_module_as_it_was():
     assert "pytorch" in metadata["producer"]
     y = CompressedModel(graph)(x)
     assert_close(y, module.eval()(torch.from_numpy(x)).detach().numpy())
+
+
+# ---- what a model may hold, and what is refused --------------------------------------------------
+
+
+def small(nodes, inputs=(("x", ["N", 4]),), outputs=("y",), constants=(), opset=18, domain=None):
+    graph = helper.make_graph(
+        nodes,
+        "small",
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in inputs],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs],
+        [numpy_helper.from_array(array, name) for name, array in dict(constants).items()],
+    )
+    opsets = [helper.make_opsetid("", opset)]
+    opsets += [helper.make_opsetid(domain, 1)] if domain else []
+    return helper.make_model(graph, opset_imports=opsets, ir_version=10, producer_name="hand")
+
+
+def test_the_table_is_the_documentation():
+    table = supported()
+    assert {"Conv", "Gemm", "LSTM", "Softmax", "Gather"} <= set(table["ai.onnx"])
+    assert {"LinearClassifier", "TreeEnsembleRegressor"} <= set(table["ai.onnx.ml"])
+    for domain, names in table.items():
+        for name in names:
+            assert onnx.defs.has(name, domain="" if domain == "ai.onnx" else domain), name
+
+
+def test_what_is_missing_is_named_node_by_node():
+    nodes = [
+        helper.make_node("Det", ["x"], ["a"], name="first"),
+        helper.make_node("Relu", ["a"], ["b"], name="after"),
+        helper.make_node("NonZero", ["b"], ["y"], name="last"),
+    ]
+    model = small(nodes)
+    assert [(m.node, m.operator) for m in missing(model)] == [("first", "Det"), ("last", "NonZero")]
+    with pytest.raises(UnsupportedModel, match=r"2 of the model's nodes.*\n.*Det 'first'"):
+        from_onnx(model)
+    assert missing(small([helper.make_node("Relu", ["x"], ["y"])])) == []
+
+
+def test_control_flow_is_refused_but_for_a_constant_condition():
+    branch = [
+        helper.make_graph(
+            [helper.make_node(name, ["x"], [name])],
+            name,
+            [],
+            [helper.make_tensor_value_info(name, TensorProto.FLOAT, None)],
+        )
+        for name in ("Neg", "Abs")
+    ]
+    node = helper.make_node("If", ["c"], ["y"], then_branch=branch[0], else_branch=branch[1])
+    x = np.array([[1, -2, 3, -4]], np.float32)
+    for condition, wanted in ((True, -x), (False, np.abs(x))):
+        model = small([node], constants={"c": np.array(condition)})
+        np.testing.assert_array_equal(imported(model)(x), wanted)
+    given = small([node], inputs=(("x", ["N", 4]), ("z", [1])))
+    given.graph.node.insert(0, helper.make_node("Cast", ["z"], ["c"], to=TensorProto.BOOL))
+    assert "constant condition" in str(missing(given)[0])
+
+
+@pytest.mark.parametrize("opset", [10, 29])
+def test_opsets_beyond_those_known_are_refused(opset):
+    with pytest.raises(ValueError, match=f"opset {opset} .* 11 to 28"):
+        from_onnx(small([helper.make_node("Relu", ["x"], ["y"])], opset=opset))
+
+
+def test_names_dimensions_and_metadata_are_kept(tmp_path):
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"], name="dense"),
+        helper.make_node("Add", ["h", "b"], ["y"], name="bias"),
+    ]
+    constants = {"w": np.ones((4, 3), np.float32), "b": np.arange(3, dtype=np.float32)}
+    model = small(nodes, constants=constants)
+    model.graph.input.append(helper.make_tensor_value_info("b", TensorProto.FLOAT, [3]))
+    path = tmp_path / "model.onnx"
+    copy = onnx.load_model_from_string(model.SerializeToString())  # `save` changes what it saves
+    onnx.save(copy, path, save_as_external_data=True, location="weights", size_threshold=0)
+    for source in (path, str(path), model.SerializeToString(), model):
+        graph, metadata = from_onnx(source)
+        assert [(v.name, v.shape) for v in graph.inputs] == [("x", ("N", 4))]
+        assert [v.name for v in graph.outputs] == ["y"]
+        assert [(n.operator, n.name) for n in graph.nodes] == [("Dense", "bias")]
+        assert sorted(graph.constants) == ["b", "w"]
+        assert metadata == {"producer": "hand", "name": "small", "opset": 18}
+    with pytest.raises(ValueError, match="files of their own"):
+        from_onnx(onnx.load(path, load_external_data=False))
+
+
+def test_float16_constants_stay_so_in_files():
+    weight = np.linspace(0, 1, 12).reshape(4, 3).astype(np.float16)
+    nodes = [
+        helper.make_node("Cast", ["w"], ["wide"], to=TensorProto.FLOAT),
+        helper.make_node("MatMul", ["x", "wide"], ["y"]),
+    ]
+    graph, _ = from_onnx(small(nodes, constants={"w": weight}))
+    (tensor,) = graph.constants.values()
+    assert tensor.values.dtype == np.float16
+    np.testing.assert_array_equal(tensor.decode(), weight.T.astype(np.float32))
+
+
+def test_batch_norm_goes_into_the_convolution():
+    rng = np.random.default_rng(0)
+    vectors = {name: rng.uniform(0.5, 1.5, 6).astype(np.float32) for name in "sbmv"}
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"]),
+        helper.make_node("BatchNormalization", ["c", *"sbmv"], ["y"]),
+    ]
+    weight = rng.normal(size=(6, 3, 3, 3)).astype(np.float32)
+    graph, _ = from_onnx(small(nodes, [("x", ["N", 3, 8, 8])], constants={"w": weight, **vectors}))
+    assert [n.operator for n in graph.nodes] == ["Transpose", "Conv", "Transpose"]
+
+
+def test_the_same_value_may_be_several_outputs():
+    nodes = [helper.make_node("Relu", ["x"], ["y"]), helper.make_node("Identity", ["y"], ["z"])]
+    nodes += [helper.make_node("Identity", ["x"], ["same"])]
+    model = small(nodes, outputs=("y", "z", "same"), constants={})
+    x = np.array([[1, -2, 3, -4]], np.float32)
+    y, z, same = imported(model)(x)
+    np.testing.assert_array_equal(y, np.maximum(x, 0))
+    np.testing.assert_array_equal(z, y)
+    np.testing.assert_array_equal(same, x)
+
+
+def sklearn_estimators():
+    from sklearn import ensemble, linear_model, neural_network, preprocessing, tree
+    from sklearn.pipeline import make_pipeline
+
+    scaled = make_pipeline(preprocessing.StandardScaler(), linear_model.LogisticRegression())
+    return {
+        "logistic": linear_model.LogisticRegression(),
+        "scaled": scaled,
+        "ridge": linear_model.RidgeClassifier(),
+        "mlp": neural_network.MLPClassifier((8,), max_iter=20),
+        "tree": tree.DecisionTreeClassifier(random_state=0),
+        "forest": ensemble.RandomForestClassifier(7, random_state=0),
+        "boosted": ensemble.GradientBoostingClassifier(n_estimators=5, random_state=0),
+    }
+
+
+@pytest.mark.parametrize("classes", [2, 3, "words"])
+@pytest.mark.parametrize(
+    "name", ["logistic", "scaled", "ridge", "mlp", "tree", "forest", "boosted"]
+)
+@pytest.mark.filterwarnings("ignore")
+def test_models_of_skl2onnx(name, classes):
+    skl2onnx = pytest.importorskip("skl2onnx", reason="needs skl2onnx")
+    random = np.random.default_rng(0)
+    X = random.normal(size=(90, 5)).astype(np.float32)
+    y = (X[:, 0] > 0).astype(int) + (0 if classes == 2 else X[:, 1] > 0)
+    y = np.array(["no", "maybe", "yes"])[y] if classes == "words" else y
+    model = skl2onnx.to_onnx(sklearn_estimators()[name].fit(X, y), X[:1], target_opset=18)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), quiet())
+    labels, scores = session.run(None, {"X": X})
+    graph, metadata = from_onnx(model)
+    ours = CompressedModel(graph).run({"X": X})
+    label_name = session.get_outputs()[0].name
+    if classes == "words":
+        ours[0] = np.array(metadata["labels"][label_name])[ours[0]]
+    assert (ours[0] == labels).all()
+    if isinstance(scores, list):
+        scores = np.array([list(row.values()) for row in scores])
+    assert_close(ours[1], scores, relative=1e-5)
