@@ -1,9 +1,16 @@
-"""Import time beyond NumPy's, in fresh processes, alternating; and what is loaded besides."""
+"""Import time beyond NumPy's, in fresh processes, alternating; and what is loaded besides.
+
+Also from the start of a process to the first answer of a model, an MLP 784-512-512-10 in a file.
+"""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
+from importlib.util import find_spec
+from itertools import pairwise
+from pathlib import Path
 
 from bench import report, timing
 from bench.options import Options
@@ -26,13 +33,55 @@ QUICK_PROGRAMS = ("numpy", "fastvq")
 LAZY = "import sys, fastvq; sys.exit('sklearn' in sys.modules)"
 
 
+ANSWERS = {
+    "fastvq, first answer": (
+        "import numpy, fastvq; fastvq.load({fvq!r})(numpy.zeros((1, 784), 'f'))"
+    ),
+    "onnxruntime, first answer": (
+        "import numpy, onnxruntime as ort; s = ort.InferenceSession({onnx!r}); "
+        "s.run(None, {{'x': numpy.zeros((1, 784), 'f')}})"
+    ),
+}
+
+
 def measure(options: Options) -> dict:
+    if options.peers_only:
+        return _measure(options, {})
+    with tempfile.TemporaryDirectory() as folder:
+        return _measure(options, _answers(Path(folder)))
+
+
+def _answers(folder: Path) -> dict[str, str]:
+    """Programs that load a model and run it once."""
+    import numpy as np
+
+    from fastvq import CompressedModel
+    from fastvq.runtime import Graph, Node, Value
+    from fastvq.runtime.encoding import Raw
+
+    sizes, nodes, constants = (784, 512, 512, 10), [], {}
+    for i, (n_in, n_out) in enumerate(pairwise(sizes)):
+        constants[f"w{i}"] = Raw(np.full((n_out, n_in), 1 / n_in, np.float32))
+        activation = {"activation": "relu"} if i < 2 else {}
+        nodes.append(Node("Dense", (f"h{i}" if i else "x", f"w{i}"), (f"h{i + 1}",), activation))
+    ends = [Value(name, "float32", ("N", n)) for name, n in (("x", 784), ("h3", 10))]
+    model = CompressedModel(Graph(nodes, ends[:1], ends[1:], constants))
+    paths = {kind: str(folder / f"mlp.{kind}") for kind in ("fvq", "onnx")}
+    model.save(paths["fvq"])
+    found = {"fastvq, first answer": ANSWERS["fastvq, first answer"]}
+    if find_spec("onnx") and find_spec("onnxruntime"):
+        model.to_onnx(paths["onnx"])
+        found = ANSWERS
+    return {name: text.format(**paths) for name, text in found.items()}
+
+
+def _measure(options: Options, answers: dict[str, str]) -> dict:
     programs = {
         name: text
         for name, text in PROGRAMS.items()
         if not (options.peers_only and "fastvq" in name)
         and (name in QUICK_PROGRAMS or not options.quick)
-    }
+    } | answers
     timings = timing.take_turns(
         {name: lambda text=text: _run(text) for name, text in programs.items()},
         repeats=3 if options.quick else 15,
