@@ -130,3 +130,22 @@ def test_inspect(model, capsys):
         assert said in out
     assert main(["inspect", path, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["kind"] == "CompressedModel"
+
+
+def test_onnx_models(tmp_path, capsys):
+    """Checked, compressed and run; what cannot be taken over is named by node."""
+    onnx = pytest.importorskip("onnx", reason="needs the package onnx")
+    cm = golden.MODELS["mlp_1"]()
+    proto, path, out = cm.to_onnx(), str(tmp_path / "m.onnx"), str(tmp_path / "m.fvq")
+    onnx.save(proto, path)
+    assert main(["check", path]) == 0
+    assert "all of its nodes are supported" in capsys.readouterr().out
+    assert main(["compress", path, "-o", out]) == 0
+    np.testing.assert_allclose(fastvq.load(out)(ROWS), cm(ROWS), rtol=1e-5, atol=1e-5)
+    proto.graph.node[-1].op_type, proto.graph.node[-1].name = "Bernoulli", "dice"
+    onnx.save(proto, path)
+    assert main(["check", path]) == 2
+    out, err = capsys.readouterr()
+    assert "Bernoulli 'dice'" in out and "operators of ai.onnx:" in out
+    assert "1 nodes cannot be taken over" in err
+    assert main(["compress", path, "-o", str(tmp_path / "no")]) == 2
