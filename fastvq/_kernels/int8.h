@@ -131,13 +131,18 @@ typedef struct {
     int64_t groups, out_stride;   /* elements from a row of y to the next */
     const int8_t *panels;         /* (groups, panels, steps, DOT_STEP) */
     const int32_t *column_sums;   /* (groups, columns, padded): of the weight */
-    const int32_t *start;         /* the same: bias, less what zero point and offset add */
+    const int32_t *start;         /* the same: bias, less what zero point and offset add; NULL where
+                                   * rows have zero points of their own */
     const float *multiplier;      /* the same; not TO_INT32 */
     const float *bias;            /* the same, TO_FLOAT, or NULL */
     const int8_t *table;          /* (256,), TO_INT8, or NULL: what becomes of q, at q + 128 */
     float low, high;              /* TO_INT8: bounds of q; TO_FLOAT: of y */
     int32_t zero_point;           /* of y */
-    int8_t padding;               /* FROM_PATCHES: what lies outside of the picture */
+    /* FROM_PATCHES: what lies outside of the picture; or, where the pictures were quantized as they
+     * came, the scale and zero point (pictures,) of each, and start is NULL. */
+    int8_t padding;
+    const float *picture_scale;
+    const int32_t *picture_zero_point;
     Window window;
     void *y;
 } Job;
@@ -159,16 +164,32 @@ INLINE int64_t block_bytes(int64_t rows, int64_t width)
            padded(width + ROW_SLACK, 64) + 64;
 }
 
-/* The patch of output place `row`, of one group: kernel_height * kernel_width * width / both. */
-INLINE void gather_patch(const Job *job, int64_t row, int64_t group, int8_t *patch)
+/* Where the window of an output place begins. */
+typedef struct {
+    const int8_t *picture;
+    int64_t number, top, left;
+    RowScale scale; /* zero point: what lies outside */
+} Place;
+
+INLINE Place place_of(const Job *job, int64_t row)
 {
     const Window *w = &job->window;
-    int64_t channels = w->channels / job->groups;
     int64_t out_x = row % w->out_width, out_y = row / w->out_width % w->out_height;
-    int64_t top = out_y * w->stride_y - w->pad_y, left = out_x * w->stride_x - w->pad_x;
-    const int8_t *picture = (const int8_t *)job->x +
-                            row / (w->out_width * w->out_height) * w->height * w->width * w->channels;
-    picture += group * channels;
+    int64_t number = row / (w->out_width * w->out_height);
+    Place place = {(const int8_t *)job->x + number * w->height * w->width * w->channels, number,
+                   out_y * w->stride_y - w->pad_y, out_x * w->stride_x - w->pad_x,
+                   {1.0f, job->padding}};
+    if (job->picture_scale)
+        place.scale = (RowScale){job->picture_scale[number], job->picture_zero_point[number]};
+    return place;
+}
+
+/* The patch of output place `row`, of one group: kernel_height * kernel_width * its channels. */
+INLINE void gather_patch(const Job *job, const Place *place, int64_t group, int8_t *patch)
+{
+    const Window *w = &job->window;
+    int64_t channels = w->channels / job->groups, top = place->top, left = place->left;
+    const int8_t *picture = place->picture + group * channels;
     for (int64_t ky = 0; ky < w->kernel_height; ky++) {
         int64_t y = top + ky * w->dilation_y;
         int inside = y >= 0 && y < w->height;
@@ -184,7 +205,7 @@ INLINE void gather_patch(const Job *job, int64_t row, int64_t group, int8_t *pat
             if (inside && x >= 0 && x < w->width)
                 memcpy(patch, picture + (y * w->width + x) * w->channels, (size_t)channels);
             else
-                memset(patch, job->padding, (size_t)channels);
+                memset(patch, place->scale.zero_point, (size_t)channels);
             patch += channels;
         }
     }
@@ -199,9 +220,11 @@ INLINE void fill_block(const Job *job, int64_t first, int64_t count, int64_t gro
         const int8_t *row = bytes;
         if (job->from == FROM_INT8)
             row = (const int8_t *)job->x + (first + i) * job->stride;
-        else if (job->from == FROM_PATCHES)
-            gather_patch(job, first + i, group, bytes);
-        else {
+        else if (job->from == FROM_PATCHES) {
+            Place place = place_of(job, first + i);
+            scales[i] = place.scale;
+            gather_patch(job, &place, group, bytes);
+        } else {
             const float *values = (const float *)job->x + (first + i) * job->stride;
             scales[i] = row_scale(values, job->width);
             quantize_row(values, job->width, scales[i], bytes);
@@ -287,7 +310,7 @@ INLINE void finish(const Job *job, const int32_t *sums, int rows, int64_t row, i
             if (!whole) memcpy(y, room, count);
         } else if (job->to == TO_FLOAT) {
             float *y = (float *)job->y + place;
-            const RowScale *scale = job->from == FROM_FLOAT ? scales + i : NULL;
+            const RowScale *scale = job->start ? NULL : scales + i;
             finish_float(job, sums, at, scale, whole ? y : (float *)room);
             if (!whole) memcpy(y, room, 4 * count);
         } else {
@@ -330,6 +353,88 @@ static void int8_block(const Job *job, int64_t first, int64_t count, int64_t gro
             any_tile(rows, left + row * stride, stride, right, steps, sums);
             finish(job, sums, rows, first + row, group, panel, scales + row);
             row += rows;
+        }
+    }
+}
+
+/* ---- depthwise: a filter for each channel, lanes over channels ----------------------------------- */
+
+#if DOT_GROUP == 2 && defined(__SSE2__)
+#define TAP(w) ((int32_t)(uint16_t)(w)) /* beside it 0, so that pmaddwd multiplies one pair */
+#define TAP_PRODUCT(x, w) dot((i32_lanes){0}, x, w)
+#else
+#define TAP(w) ((int32_t)(w))
+#define TAP_PRODUCT(x, w) ((x) * (w))
+#endif
+
+typedef int8_t i8_quarter __attribute__((vector_size(LANE_BYTES / 4)));
+
+/* What scratch a thread needs for rows of so many taps and channels. */
+INLINE int64_t depthwise_bytes(int64_t taps, int64_t channels)
+{
+    return padded(taps * (int64_t)sizeof(void *), 64) + padded(channels, DOT_COLUMNS) + 64;
+}
+
+/* Where each tap's channels lie for one output place; those outside see the row `outside`. */
+INLINE void find_taps(const Job *job, const Place *place, const int8_t *outside, const int8_t **tap)
+{
+    const Window *w = &job->window;
+    for (int64_t ky = 0; ky < w->kernel_height; ky++) {
+        int64_t y = place->top + ky * w->dilation_y;
+        for (int64_t kx = 0; kx < w->kernel_width; kx++) {
+            int64_t x = place->left + kx * w->dilation_x;
+            int inside = y >= 0 && y < w->height && x >= 0 && x < w->width;
+            *tap++ = inside ? place->picture + (y * w->width + x) * w->channels : outside;
+        }
+    }
+}
+
+/* sums (DOT_COLUMNS) OUT of the channels from `channel` on, `count` of which there are. */
+INLINE void depthwise_tile(const int8_t *const *tap, int64_t taps, int64_t channel, int64_t count,
+                           const int32_t *weight, int64_t step, int32_t *sums)
+{
+    i32_lanes sum[DOT_VECTORS];
+    UNROLL for (int v = 0; v < DOT_VECTORS; v++) sum[v] = (i32_lanes){0};
+    for (int64_t t = 0; t < taps; t++, weight += step) {
+        int8_t rest[DOT_COLUMNS];
+        const int8_t *x = tap[t] + channel;
+        if (count < DOT_COLUMNS) {
+            memcpy(rest, x, (size_t)count);
+            x = rest;
+        }
+        UNROLL for (int v = 0; v < DOT_VECTORS; v++) {
+            i8_quarter bytes;
+            i32_lanes w;
+            memcpy(&bytes, x + v * F32_LANES, sizeof bytes);
+            memcpy(&w, weight + v * F32_LANES, sizeof w);
+            sum[v] += TAP_PRODUCT(__builtin_convertvector(bytes, i32_lanes), w);
+        }
+    }
+    UNROLL for (int v = 0; v < DOT_VECTORS; v++) memcpy(sums + v * F32_LANES, &sum[v], sizeof sum[v]);
+}
+
+/* Output places first .. first + count. job: groups 1, columns the channels, width the taps, panels
+ * the taps as `pack_taps` lays them out, int32 (taps, padded channels). */
+static void depthwise_block(const Job *job, int64_t first, int64_t count, char *scratch)
+{
+    const int8_t **tap = (const int8_t **)scratch;
+    int64_t taps = job->width, step = padded(job->columns, DOT_COLUMNS);
+    int8_t *outside = (int8_t *)scratch + padded(taps * (int64_t)sizeof(void *), 64);
+    int32_t filled = 256;
+    for (int64_t row = first; row < first + count; row++) {
+        Place place = place_of(job, row);
+        if (filled != place.scale.zero_point) {
+            filled = place.scale.zero_point;
+            memset(outside, filled, (size_t)step);
+        }
+        find_taps(job, &place, outside, tap);
+        RowScale scale = {place.scale.scale, filled - DOT_OFFSET}; /* nothing was raised here */
+        for (int64_t panel = 0; panel < step / DOT_COLUMNS; panel++) {
+            int32_t sums[DOT_COLUMNS] __attribute__((aligned(64)));
+            int64_t channel = panel * DOT_COLUMNS;
+            depthwise_tile(tap, taps, channel, job->columns - channel,
+                           (const int32_t *)job->panels + channel, step, sums);
+            finish(job, sums, 1, row, 0, panel, &scale);
         }
     }
 }

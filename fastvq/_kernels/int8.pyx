@@ -35,6 +35,8 @@ cdef extern from "int8.h" nogil:
         float low, high
         int32_t zero_point
         int8_t padding
+        const float *picture_scale
+        const int32_t *picture_zero_point
         Window window
         void *y
     int64_t job_panels(const Job *)
@@ -42,10 +44,17 @@ cdef extern from "int8.h" nogil:
     void int8_block(const Job *, int64_t, int64_t, int64_t, int64_t, int64_t, char *)
     RowScale row_scale(const float *, int64_t)
     void quantize_row(const float *, int64_t, RowScale, int8_t *)
+    int64_t depthwise_bytes(int64_t taps, int64_t channels)
+    void depthwise_block(const Job *, int64_t, int64_t, char *)
+    int32_t TAP(int8_t)
 
 # Left operands of a block stay in the second-level cache beside a panel.
 cdef enum:
     BLOCK_BYTES = 192 * 1024
+
+# Output places of a depthwise task.
+cdef enum:
+    PLACES = 64
 
 # How rows are packed: values of a group, what is added to a left operand, columns of a panel.
 GROUP, OFFSET, COLUMNS = DOT_GROUP, DOT_OFFSET, DOT_COLUMNS
@@ -80,6 +89,20 @@ def pack(const int8_t[:, :] weight, int8_t[::1] panels, int32_t[::1] column_sums
                 column_sums[j] += weight[j, f]
 
 
+def depthwise_scratch(int64_t taps, int64_t channels):
+    """What a thread needs for itself."""
+    return (depthwise_bytes(taps, channels) + 63) // 64 * 64
+
+
+def pack_taps(const int8_t[:, :] weight, int32_t[:, ::1] packed):
+    """weight IN (channels, taps); packed OUT (taps, channels up to a multiple of COLUMNS)."""
+    cdef int64_t c, t
+    packed[:, :] = 0
+    for c in range(weight.shape[0]):
+        for t in range(weight.shape[1]):
+            packed[t, c] = TAP(weight[c, t])
+
+
 cdef void one_task(
     const Job *job, int64_t task, int64_t blocks, int64_t per_block, int64_t chunks, char *scratch,
 ) noexcept nogil:
@@ -112,7 +135,7 @@ cdef void run_job(const Job *job, int threads, char *scratch) noexcept nogil:
 
 
 cdef void take_job(Job *job, const Call *call) noexcept nogil:
-    cdef const int64_t *size = call.size
+    cdef const int64_t *size = &call.size[0]
     job.x, job.panels = call.operand[0], <const int8_t *> call.operand[1]
     job.column_sums = <const int32_t *> call.operand[2]
     job.start = <const int32_t *> call.operand[3]
@@ -125,6 +148,15 @@ cdef void take_job(Job *job, const Call *call) noexcept nogil:
     job.groups, job.stride, job.out_stride = size[5], size[6], size[7]
     job.zero_point, job.padding = <int32_t> size[8], <int8_t> size[9]
     job.low, job.high = <float> call.value[0], <float> call.value[1]
+
+
+cdef void take_window(Job *job, const Call *call) noexcept nogil:
+    cdef const int64_t *size = &call.size[10]
+    job.window = Window(
+        size[0], size[1], size[2], size[3], size[4], size[5], size[6], size[7], size[8],
+        size[9], size[10], size[11], size[12])
+    job.picture_scale = <const float *> call.operand[9]
+    job.picture_zero_point = <const int32_t *> call.operand[10]
 
 
 cdef int rows(const Call *call) noexcept nogil:
@@ -145,15 +177,31 @@ cdef int patches(const Call *call) noexcept nogil:
     """A convolution of pictures (N, H, W, C) in int8, in groups: `rows` are output places.
 
     As `rows`, and sizes from 10: height, width, channels of x, then of y height and width, of the
-    kernel height and width, strides, dilations, pads at the top and the left.
+    kernel height and width, strides, dilations, pads at the top and the left. Operands 9, 10: scale
+    float32 and zero point int32 IN of each picture, or NULL.
     """
     cdef Job job
-    cdef const int64_t *size = &call.size[10]
     take_job(&job, call)
-    job.window = Window(
-        size[0], size[1], size[2], size[3], size[4], size[5], size[6], size[7], size[8],
-        size[9], size[10], size[11], size[12])
+    take_window(&job, call)
     run_job(&job, call.threads, <char *> call.operand[8])
+    return 0
+
+
+cdef int depthwise(const Call *call) noexcept nogil:
+    """A convolution with a filter for each channel: as `patches`, with the panels of `pack_taps`.
+
+    width: the taps; columns: the channels; scratch (threads, depthwise_scratch).
+    """
+    cdef Job job
+    cdef int64_t block, room
+    cdef char *scratch = <char *> call.operand[8]
+    take_job(&job, call)
+    take_window(&job, call)
+    room = (depthwise_bytes(job.width, job.columns) + 63) // 64 * 64
+    for block in prange((job.rows + PLACES - 1) // PLACES, num_threads=call.threads,
+                        schedule="dynamic"):
+        depthwise_block(&job, block * PLACES, min(<int64_t> PLACES, job.rows - block * PLACES),
+                        scratch + threadid() * room)
     return 0
 
 
@@ -181,5 +229,6 @@ cdef int quantize_rows(const Call *call) noexcept nogil:
 
 
 entries = {
-    "rows": entry(rows), "patches": entry(patches), "quantize_rows": entry(quantize_rows),
+    "rows": entry(rows), "patches": entry(patches), "depthwise": entry(depthwise),
+    "quantize_rows": entry(quantize_rows),
 }

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 __all__ = ["KernelCall", "compiled", "kernel", "lowering", "lowering_of", "module", "workers"]
 
-_MODULES = ("products", "pointwise", "movement", "reductions", "recurrent", "trees")
+_MODULES = ("products", "pointwise", "movement", "reductions", "recurrent", "trees", "integers")
 _LOWERINGS: dict[str, Callable] = {}
 
 

@@ -2,6 +2,7 @@
 
 from fastvq.runtime.definitions import (  # noqa: F401
     distances,
+    integers,
     movement,
     pointwise,
     products,
