@@ -71,7 +71,7 @@ INLINE RowScale row_scale(const float *row, int64_t width)
         most = row[f] > most ? row[f] : most;
         wrong += row[f] - row[f];
     }
-    if (wrong != 0) return (RowScale){wrong, 0}; /* NaN differs from 0 */
+    if (wrong != 0) return (RowScale){__builtin_nanf(""), 0}; /* NaN differs from 0 */
     float scale = most / 255.0f - least / 255.0f;
     if (scale < 0x1p-126f) scale = 0x1p-126f; /* whose inverse is finite */
     f32_lanes lowest = product((f32_lanes){0} + least, (f32_lanes){0} + 1.0f / scale);

@@ -13,8 +13,7 @@ cdef extern from "int8.h" nogil:
         DOT_ROWS
         DOT_COLUMNS
         DOT_STEP
-        FROM_FLOAT
-        FROM_PATCHES
+        TO_FLOAT
     ctypedef struct RowScale:
         float scale
         int32_t zero_point
@@ -70,23 +69,33 @@ def scratch_bytes(int64_t rows, int64_t width):
     return (block_bytes(rows_of_block(rows, width), width) + 63) // 64 * 64
 
 
+cdef void pack_weight(
+    const int8_t *weight, int64_t n, int64_t k, int64_t n_step, int64_t k_step, int8_t *panels,
+    int32_t *sums,
+) noexcept nogil:
+    """weight IN, its rows n_step and values k_step apart; panels OUT; sums OUT (n,), of each row."""
+    cdef int64_t steps = (k + DOT_GROUP - 1) // DOT_GROUP, j, f
+    cdef int8_t *panel
+    cdef int32_t total
+    memset(panels, 0, (n + DOT_COLUMNS - 1) // DOT_COLUMNS * steps * DOT_STEP)
+    for j in range(n):
+        panel = panels + (j // DOT_COLUMNS * steps * DOT_COLUMNS + j % DOT_COLUMNS) * DOT_GROUP
+        total = 0
+        for f in range(k):
+            panel[f // DOT_GROUP * DOT_STEP + f % DOT_GROUP] = weight[j * n_step + f * k_step]
+            total += weight[j * n_step + f * k_step]
+        sums[j] = total
+
+
 def pack(const int8_t[:, :] weight, int8_t[::1] panels, int32_t[::1] column_sums):
     """The weight as the tile reads it, and the sum of each of its rows.
 
     weight IN (n, k); panels OUT (ceil(n / COLUMNS) * ceil(k / GROUP) * GROUP * COLUMNS);
     column_sums OUT (n,).
     """
-    cdef int64_t n = weight.shape[0], k = weight.shape[1], j, f
-    cdef int64_t steps = (k + DOT_GROUP - 1) // DOT_GROUP
-    cdef int8_t *panel
     with nogil:
-        memset(&panels[0], 0, panels.shape[0])
-        for j in range(n):
-            panel = &panels[0] + (j // DOT_COLUMNS * steps * DOT_COLUMNS + j % DOT_COLUMNS) * DOT_GROUP
-            column_sums[j] = 0
-            for f in range(k):
-                panel[f // DOT_GROUP * DOT_STEP + f % DOT_GROUP] = weight[j, f]
-                column_sums[j] += weight[j, f]
+        pack_weight(&weight[0, 0], weight.shape[0], weight.shape[1], weight.strides[0],
+                    weight.strides[1], &panels[0], &column_sums[0])
 
 
 def depthwise_scratch(int64_t taps, int64_t channels):
@@ -205,6 +214,54 @@ cdef int depthwise(const Call *call) noexcept nogil:
     return 0
 
 
+cdef void one_product(const Call *call, int64_t number, char *scratch) noexcept nogil:
+    """One pair of matrices: the right one is packed, then it is a weight."""
+    cdef const int64_t *size = &call.size[0]
+    cdef int64_t n = size[4], k = size[3], n_padded = (n + DOT_COLUMNS - 1) // DOT_COLUMNS * DOT_COLUMNS
+    cdef int64_t j, item = 4 if size[1] == TO_FLOAT else 1
+    cdef const int8_t *b = <const int8_t *> call.operand[1] + call_places(call, number)[1] * n * k
+    cdef int32_t *start = <int32_t *> scratch
+    cdef int8_t *panels = <int8_t *> (start + n_padded)
+    cdef Job job
+    take_job(&job, call)
+    memset(start, 0, n_padded * sizeof(int32_t))
+    pack_weight(b, n, k, size[10], size[11], panels, start)
+    for j in range(n):
+        start[j] *= -<int32_t> (size[12] + DOT_OFFSET)
+    job.x = <const int8_t *> call.operand[0] + call_places(call, number)[0] * job.rows * k
+    job.panels, job.start = panels, start
+    job.y = <char *> call.operand[7] + number * job.rows * n * item
+    run_job(&job, 1, scratch + product_bytes(n, k))
+
+
+cdef const int64_t *call_places(const Call *call, int64_t number) noexcept nogil:
+    """Which matrix of a and which of b: operand 9, (batch, 2)."""
+    return <const int64_t *> call.operand[9] + 2 * number
+
+
+cdef int64_t product_bytes(int64_t n, int64_t k) noexcept nogil:
+    cdef int64_t columns = (n + DOT_COLUMNS - 1) // DOT_COLUMNS * DOT_COLUMNS
+    return (columns * (4 + (k + DOT_GROUP) // DOT_GROUP * DOT_GROUP) + 127) // 64 * 64
+
+
+def matmul_scratch(int64_t rows, int64_t n, int64_t k):
+    """What a thread needs for itself."""
+    return product_bytes(n, k) + scratch_bytes(rows, k)
+
+
+cdef int matmul(const Call *call) noexcept nogil:
+    """Products of pairs of int8 matrices, a (rows, k) and b, which lies as (k, n) or (n, k).
+
+    operands: as `rows`, b in place of panels; operand 9 IN int64 (batch, 2): number of a and of b.
+    sizes: as `rows`; from 10: steps of b from a column to the next and along k, zero point of a, the
+    batch, scratch of a thread.
+    """
+    cdef int64_t number
+    for number in prange(call.size[13], num_threads=call.threads, schedule="dynamic"):
+        one_product(call, number, <char *> call.operand[8] + threadid() * call.size[14])
+    return 0
+
+
 cdef void quantize_one(
     const float *x, int64_t width, int8_t *codes, float *scale, int32_t *zero_point,
 ) noexcept nogil:
@@ -230,5 +287,5 @@ cdef int quantize_rows(const Call *call) noexcept nogil:
 
 entries = {
     "rows": entry(rows), "patches": entry(patches), "depthwise": entry(depthwise),
-    "quantize_rows": entry(quantize_rows),
+    "matmul": entry(matmul), "quantize_rows": entry(quantize_rows),
 }

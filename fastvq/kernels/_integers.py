@@ -9,7 +9,6 @@ from fastvq.kernels._call import CALL_WORK, aligned, thread_count
 
 _FROM = {"int8": 0, "float32": 1}
 _TO = {"int32": 0, "int8": 1, "float32": 2}
-_NOTHING_MOVES = np.zeros(0, np.uintp)
 _INT8 = (-128, 127)
 
 
@@ -217,7 +216,7 @@ def _product(
 def _run(kernel, arrays, sizes, values, threads):
     operands = [None if a is None else a.ctypes.data for a in arrays]
     program = Program([(load("int8").entries[kernel], operands, sizes, values, threads)])
-    program.run(_NOTHING_MOVES, 0, 1)
+    program.run(0, 1)
 
 
 def _rows(X, weight, dtype):

@@ -70,8 +70,21 @@ def _check_layer(x, weight, multiplier, bias, table, dtype):
         raise ValueError(f"table must be int8 of shape (256,), got {table.shape} of {table.dtype}")
     if dtype not in ("int8", "float32"):
         raise ValueError(f"dtype must be int8 or float32, got {dtype!r}")
-    if math.prod(weight.shape[1:]) > _WIDEST:
+    _check_sums(weight, bias)
+
+
+def _check_sums(weight, bias):
+    """255 times the sum of |w| and the bias of a column must fit in 32 bits."""
+    width, most = math.prod(weight.shape[1:]), np.iinfo(np.int32).max
+    if width > _WIDEST:
         raise ValueError(f"sums of more than {_WIDEST} products could overflow 32 bits")
+    if bias is None or bias.value is None or not bias.value.size:
+        return
+    sizes = np.abs(bias.value.astype(np.int64))
+    if sizes.max() + 255 * 128 * width > most and weight.value is not None:
+        weights = np.abs(weight.value.reshape(len(sizes), width).astype(np.int16))
+        if (sizes + 255 * weights.sum(axis=1, dtype=np.int64)).max() > most:
+            raise ValueError("bias and products together could overflow 32 bits")
 
 
 # ---- to integers and back -----------------------------------------------------------------------

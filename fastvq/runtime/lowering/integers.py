@@ -1,0 +1,336 @@
+"""Lowerings of layers of 8-bit integers."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from fastvq import _kernels
+from fastvq._dots import Packed
+from fastvq.runtime.definitions.integers import window
+from fastvq.runtime.registry import KernelCall, lowering
+
+# As in _kernels/int8.h.
+_FROM_INT8, _FROM_FLOAT, _FROM_PATCHES = range(3)
+_TO = {"int32": 0, "int8": 1, "float32": 2}
+# Multiply-adds, or values of pointwise work, that a second thread must bring (waking one: 5 us).
+_THREAD_PRODUCTS, _THREAD_VALUES = 1 << 20, 1 << 16
+
+
+def _threads(plan, work, unit):
+    return int(max(1, min(plan.threads, work // unit)))
+
+
+def _known(*tensors):
+    return all(t is None or t.known for t in tensors)
+
+
+def _value(tensor):
+    return None if tensor is None else tensor.value
+
+
+def _padded(inputs, n):
+    return [*inputs, *[None] * n][:n]
+
+
+class _Layer:
+    """What a layer's kernel reads beside its input."""
+
+    def __init__(self, weight, groups, zero_point, multiplier, bias, table):
+        self.packed = packed = Packed(weight.reshape(groups, len(weight) // groups, -1))
+        # A layer that quantizes its input has no zero point before it runs, and a float bias.
+        self.start = None if zero_point is None else packed.start(zero_point, bias)
+        bias = None if bias is None or zero_point is not None else bias
+        self.operands = [
+            packed.panels,
+            packed.column_sums,
+            self.start,
+            packed.per_column(multiplier, np.float32),
+            None if bias is None else packed.per_column(bias, np.float32),
+            table,
+        ]
+
+
+class _Depthwise:
+    """The same for a filter a channel: taps in rows, nothing raised by an offset."""
+
+    def __init__(self, weight, zero_point, multiplier, bias, table):
+        kernel = _kernels.load("int8")
+        channels = len(weight)
+        taps = weight.reshape(channels, -1)
+        room = -(-channels // kernel.COLUMNS) * kernel.COLUMNS
+        packed = np.empty((taps.shape[1], room), np.int32)
+        kernel.pack_taps(taps, packed)
+        sums = taps.sum(axis=1, dtype=np.int64)
+
+        def per_channel(values, dtype):
+            out = np.zeros(room, dtype)
+            out[:channels] = values
+            return out
+
+        start = None
+        if zero_point is not None:
+            total = (0 if bias is None else bias.astype(np.int64)) - zero_point * sums
+            start = per_channel(total.astype(np.uint32).view(np.int32), np.int32)
+            bias = None
+        self.operands = [
+            packed,
+            per_channel(sums, np.int32),
+            start,
+            per_channel(multiplier, np.float32),
+            None if bias is None else per_channel(bias, np.float32),
+            table,
+        ]
+
+
+def _bounds(attributes):
+    """Bounds of what a layer gives: steps, or values where an activation cuts them off."""
+    activation = attributes.get("activation", "identity")
+    if activation == "relu":
+        return [0.0, math.inf]
+    if activation == "clip":
+        return [attributes.get("alpha", 0.0), attributes.get("beta", 0.0)]
+    if "activation" in attributes or attributes.get("dtype") == "float32":
+        return [-math.inf, math.inf]
+    return [max(attributes.get("low", -128), -128), min(attributes.get("high", 127), 127)]
+
+
+def _layer_of(plan, node, inputs, dynamic, groups=1, depthwise=False):
+    """The packed layer of a node; None where a constant is none."""
+    _, weight, multiplier, bias, table = _padded(inputs, 5)
+    if not _known(weight, multiplier, bias, table):
+        return None
+    zero_point = None if dynamic else node.attributes.get("x_zero_point", 0)
+    settings = zero_point, _value(multiplier), _value(bias), _value(table)
+
+    def make(tensor):
+        values = tensor.value
+        return _Depthwise(values, *settings) if depthwise else _Layer(values, groups, *settings)
+
+    return plan.packed(weight, f"int8 for {node.name}", make)
+
+
+@lowering("QDense", "DynamicDense")
+def dense(node, inputs, outputs, plan):
+    dynamic = node.operator == "DynamicDense"
+    x, weight = inputs[:2]
+    if 0 in (*x.shape, *weight.shape):
+        return None
+    layer = _layer_of(plan, node, inputs, dynamic)
+    if layer is None:
+        return None
+    n, k = weight.shape
+    return [
+        _rows_call(node, x, outputs[0], layer, plan, [x.size // k, k, n], dynamic),
+    ]
+
+
+def _rows_call(node, x, y, layer, plan, sizes, dynamic=False):
+    m, k, n = sizes
+    threads = _threads(plan, m * n * k, _THREAD_PRODUCTS)
+    scratch = plan.scratch(threads * _kernels.load("int8").scratch_bytes(m, k))
+    start = _FROM_FLOAT if dynamic else _FROM_INT8
+    return KernelCall(
+        "int8.rows",
+        [x, *layer.operands, y, scratch],
+        [start, _TO[y.dtype.name], m, k, n, 1, k, n, node.attributes.get("y_zero_point", 0), 0],
+        _bounds_of(node),
+        threads,
+    )
+
+
+def _bounds_of(node):
+    dynamic = node.operator.startswith("Dynamic")
+    return _bounds({"activation": "identity", **node.attributes} if dynamic else node.attributes)
+
+
+@lowering("QConv", "DynamicConv")
+def convolution(node, inputs, outputs, plan):
+    dynamic = node.operator == "DynamicConv"
+    (x, weight), y = inputs[:2], outputs[0]
+    attributes = node.attributes
+    groups = attributes.get("groups", 1)
+    if 0 in (*x.shape, *weight.shape, *y.shape):
+        return None
+    depthwise = weight.shape[-1] == 1 and groups == weight.shape[0]
+    layer = _layer_of(plan, node, inputs, dynamic, groups, depthwise)
+    if layer is None:
+        return None
+    places, columns = y.size // weight.shape[0], weight.shape[0] // groups
+    width = math.prod(weight.shape[1:])
+    calls, pictures = [], [None, None]
+    if dynamic:
+        x, calls, pictures = _quantized(x, plan)
+    if not depthwise and not dynamic and _is_dense(x, weight, attributes, groups):
+        return [_rows_call(node, x, y, layer, plan, [places, width, columns])]
+    threads = _threads(plan, y.size * width, _THREAD_PRODUCTS)
+    kernel = _kernels.load("int8")
+    if depthwise:
+        columns, groups = weight.shape[0], 1
+        size = kernel.depthwise_scratch(width, columns)
+    else:
+        size = kernel.scratch_bytes(places, width)
+    padding = 0 if dynamic else attributes.get("x_zero_point", 0)
+    sizes = [_FROM_PATCHES, _TO[y.dtype.name], places, width, columns, groups, 0, weight.shape[0]]
+    calls.append(
+        KernelCall(
+            "int8.depthwise" if depthwise else "int8.patches",
+            [x, *layer.operands, y, plan.scratch(threads * size), *pictures],
+            [
+                *sizes,
+                attributes.get("y_zero_point", 0),
+                padding,
+                *_window_sizes(x.shape, y.shape, weight.shape[1:-1], attributes),
+            ],
+            _bounds_of(node),
+            threads,
+        )
+    )
+    return calls
+
+
+def _is_dense(x, weight, attributes, groups):
+    """Whether a convolution is the same product at every place."""
+    return (
+        math.prod(weight.shape[1:-1]) == groups == 1
+        and set(attributes.get("strides", ())) <= {1}
+        and not any(attributes.get("pads", ()))
+    )
+
+
+def _quantized(x, plan):
+    """Pictures of floats as int8: where they will lie, the calls that do it, scale and zero point."""
+    n = x.shape[0]
+    codes = plan.scratch(x.size)
+    scale, zero_point = plan.scratch(4 * n), plan.scratch(4 * n)
+    codes.shape = x.shape  # so many bytes as there are values
+    call = KernelCall(
+        "int8.quantize_rows",
+        [x, codes, scale, zero_point],
+        [n, x.size // n, x.size // n],
+        threads=min(n, _threads(plan, x.size, _THREAD_VALUES)),
+    )
+    return codes, [call], [scale, zero_point]
+
+
+def _window_sizes(shape, out_shape, kernel, attributes):
+    """struct Window of _kernels/int8.h; one dimension is a picture of height 1."""
+    strides, dilations, pads, _ = window(
+        shape, kernel, *(attributes.get(name, ()) for name in ("strides", "dilations", "pads"))
+    )
+    n = len(kernel)
+    first = pads[:n]
+    inner, out = shape[1:-1], out_shape[1:-1]
+    if n == 1:
+        inner, out, kernel = (1, *inner), (1, *out), (1, *kernel)
+        strides, dilations, first = (1, *strides), (1, *dilations), (0, *first)
+    return [*inner, shape[-1], *out, *kernel, *strides, *dilations, *first]
+
+
+@lowering("QMatMul")
+def matmul(node, inputs, outputs, plan):
+    (a, b), y, attributes = inputs, outputs[0], node.attributes
+    if attributes.get("b_zero_point", 0) or 0 in (*a.shape, *b.shape, *y.shape):
+        return None  # the sums of a's rows would be needed
+    m, k, n = a.shape[-2], a.shape[-1], y.shape[-1]
+    batch = y.shape[:-2]
+    pairs = [
+        np.broadcast_to(np.arange(math.prod(t.shape[:-2])).reshape(t.shape[:-2]), batch).ravel()
+        for t in (a, b)
+    ]
+    pairs = np.ascontiguousarray(np.stack(pairs, axis=1), np.int64)
+    columns = _kernels.load("int8").COLUMNS
+    multiplier = np.full(-(-n // columns) * columns, attributes["multiplier"], np.float32)
+    threads = min(len(pairs), _threads(plan, len(pairs) * m * n * k, _THREAD_PRODUCTS))
+    room = _kernels.load("int8").matmul_scratch(m, n, k)
+    steps = [k, 1] if attributes.get("transpose_b", False) else [1, n]
+    return [
+        KernelCall(
+            "int8.matmul",
+            [a, b, None, None, multiplier, None, None, y, plan.scratch(threads * room), pairs],
+            [
+                *(_FROM_INT8, _TO[y.dtype.name], m, k, n, 1, k, n),
+                *(attributes.get("y_zero_point", 0), 0, *steps),
+                *(attributes.get("a_zero_point", 0), len(pairs), room),
+            ],
+            _bounds(attributes),
+            threads,
+        )
+    ]
+
+
+@lowering("Quantize", "Dequantize")
+def quantize(node, inputs, outputs, plan):
+    x, scale, zero_point = _padded(inputs, 3)
+    y, name = outputs[0], node.operator.lower()
+    wanted = (np.float32, np.int8) if name == "quantize" else (np.int8, np.float32)
+    if (x.dtype, y.dtype) != wanted or not _known(scale, zero_point) or not x.size:
+        return None
+    channels = max(scale.size, 1 if zero_point is None else zero_point.size)
+    scales = np.full(channels, scale.value.ravel(), np.float32)
+    zeros = np.full(channels, 0 if zero_point is None else zero_point.value.ravel(), np.int32)
+    return [
+        KernelCall(
+            f"int8_layers.{name}",
+            [x, scales, zeros, y],
+            [x.size // channels, channels],
+            threads=_threads(plan, x.size, _THREAD_VALUES),
+        )
+    ]
+
+
+@lowering("QTable")
+def table(node, inputs, outputs, plan):
+    x, values = inputs
+    if values.dtype != np.int8:
+        return None
+    threads = _threads(plan, x.size, _THREAD_VALUES)
+    return [KernelCall("int8_layers.table", [x, values, outputs[0]], [x.size], threads=threads)]
+
+
+@lowering("QAdd")
+def add(node, inputs, outputs, plan):
+    operands = [
+        (t, node.attributes[f"{name}_multiplier"], node.attributes.get(f"{name}_zero_point", 0))
+        for name, t in zip("ab", inputs, strict=True)
+    ]
+    # Which comes first makes no difference, and the kernel takes a wide one first.
+    (a, ma, za), (b, mb, zb) = sorted(operands, key=lambda operand: -operand[0].dtype.itemsize)
+    y, limits = outputs[0], np.iinfo(outputs[0].dtype)
+    bounds = [
+        max(node.attributes.get("low", limits.min), limits.min),
+        min(node.attributes.get("high", limits.max), limits.max),
+    ]
+    sizes = [y.size, ma, mb, node.attributes["shift"], za, zb]
+    sizes += [node.attributes.get("y_zero_point", 0), *bounds]
+    sizes += [int(t.dtype == np.int16) for t in (a, b, y)]
+    threads = _threads(plan, y.size, _THREAD_VALUES)
+    return [KernelCall("int8_layers.add", [a, b, y], sizes, threads=threads)]
+
+
+@lowering("QPool")
+def pool(node, inputs, outputs, plan):
+    x, y, attributes = inputs[0], outputs[0], node.attributes
+    kernel = tuple(attributes.get("kernel", ())) or x.shape[1:-1]
+    places = y.size // y.shape[-1] if y.size else 0
+    if not places:
+        return None
+    threads = min(places, _threads(plan, places * math.prod(kernel) * x.shape[-1], _THREAD_VALUES))
+    tasks = 1 if threads == 1 else min(places, 4 * threads)
+    return [
+        KernelCall(
+            "int8_layers.pool",
+            [x, y, plan.scratch(4 * tasks * x.shape[-1])],
+            [
+                *_window_sizes(x.shape, y.shape, kernel, attributes),
+                int(attributes["function"] == "average"),
+                int(attributes.get("count_padding", False)),
+                attributes.get("x_zero_point", 0),
+                attributes.get("y_zero_point", 0),
+                *(places, tasks),
+            ],
+            [attributes.get("multiplier", 1.0)],
+            threads,
+        )
+    ]

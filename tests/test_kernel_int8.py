@@ -1,0 +1,146 @@
+"""Products of 8-bit integers: the same integers, and the same bits of what is made of them."""
+
+import numpy as np
+import pytest
+from oracles import SIZES, THREADS, assert_same_bits
+
+from fastvq import _threads, kernels, reference
+
+# Around the rows and columns of tiles on every level, and odd widths.
+SHAPES = [(n, SIZES[(5 * i + 3) % len(SIZES)], SIZES[(7 * i + 2) % len(SIZES)])
+          for i, n in enumerate(SIZES)] + [(1, 200, 1000), (5, 3, 4099), (700, 30, 257)]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def threads_at_once(monkeypatch):
+    monkeypatch.setattr(kernels._call, "THREAD_WORK", 1)
+    monkeypatch.setattr(_threads, "_setting", 1)
+
+
+def some_bytes(rng, *shape):
+    """The whole range, its ends more often than chance has them."""
+    values = rng.integers(-128, 128, shape, dtype=np.int8)
+    ends = rng.random(shape)
+    values[ends < 0.1], values[ends > 0.9] = -128, 127
+    return values
+
+
+def some_rows(rng, m, k):
+    """Rows of very different ranges: of one sign, all zero, tiny, huge, or with what is no number."""
+    X = (rng.standard_normal((m, k)) * 10.0 ** rng.integers(-3, 3, (m, 1))).astype(np.float32)
+    X[1::7] = np.maximum(X[1::7], 0)
+    X[2::7] = 0
+    X[3::7] *= np.float32(1e-40)
+    X[4::7] *= np.float32(1e34)
+    X[5::7, k // 2] = [np.nan, np.inf, -np.inf][m % 3]
+    return X
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_products(shape):
+    m, n, k = shape
+    rng = np.random.default_rng(m * n * k)
+    X, weight = some_bytes(rng, m, k), some_bytes(rng, n, k)
+    packed = kernels.Int8Weight(weight)
+    table = some_bytes(rng, 256)
+    bias = rng.integers(-(1 << 20), 1 << 20, n, dtype=np.int32)
+    multiplier = (rng.random(n) * 0.02 / np.sqrt(k)).astype(np.float32)
+    for settings in (
+        {},
+        {"zero_point": -128, "bias": bias},
+        {"multiplier": multiplier, "zero_point": 127, "out_zero_point": -9},
+        {"multiplier": 0.001, "bias": bias, "low": 3, "high": 90, "out_zero_point": 3},
+        {"multiplier": multiplier, "table": table},
+        {"multiplier": multiplier, "dtype": "float32", "bias": bias, "zero_point": 5, "low": 0.0},
+    ):
+        expected = reference.gemm_int8(X, weight, **settings)
+        for threads in THREADS:
+            found = kernels.gemm_int8(X, packed, **settings, n_threads=threads)
+            assert_same_bits(found, expected, str(settings))
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_rows_of_floats(shape):
+    m, n, k = shape
+    rng = np.random.default_rng(m + n + k)
+    X, weight = some_rows(rng, m, k), some_bytes(rng, n, k)
+    scale = rng.random(n, np.float32) * np.float32(0.01)
+    bias = rng.standard_normal(n, np.float32)
+    quantized = reference.quantize_rows(X)
+    for threads in THREADS:
+        for found, expected in zip(
+            kernels.quantize_rows(X, n_threads=threads), quantized, strict=True
+        ):
+            assert_same_bits(found, expected)
+        for settings in (
+            {},
+            {"bias": bias},
+            {"bias": bias, "low": 0.0},
+            {"low": -0.5, "high": 6.0},
+        ):
+            found = kernels.gemm_dynamic(X, weight, scale, **settings, n_threads=threads)
+            with np.errstate(all="ignore"):
+                expected = reference.gemm_dynamic(X, weight, scale, **settings)
+            np.testing.assert_array_equal(found, expected)
+
+
+def test_a_row_alone_and_in_a_batch():
+    rng = np.random.default_rng(0)
+    X, weight = some_rows(rng, 61, 130), kernels.Int8Weight(some_bytes(rng, 75, 130))
+    whole = kernels.gemm_dynamic(X, weight, 0.01)
+    for i in range(len(X)):
+        np.testing.assert_array_equal(kernels.gemm_dynamic(X[i : i + 1], weight, 0.01)[0], whole[i])
+
+
+def test_largest_sums():
+    """Nothing saturates or wraps: every product the largest, as many as are allowed."""
+    k = 65536
+    X, weight = np.full((2, k), -128, np.int8), np.full((17, k), -128, np.int8)
+    X[1] = 127
+    assert (kernels.gemm_int8(X, weight) == [[k << 14], [-127 * 128 * k]]).all()
+    assert (kernels.gemm_int8(X, weight, zero_point=127)[0] == 255 * 128 * k).all()
+    with pytest.raises(ValueError, match="65536"):
+        kernels.gemm_int8(np.zeros((1, k + 1), np.int8), np.zeros((1, k + 1), np.int8))
+    with pytest.raises(ValueError, match="overflow"):
+        kernels.gemm_int8(X, weight, bias=np.full(17, 1 << 24))
+
+
+def test_layouts_of_rows():
+    rng = np.random.default_rng(1)
+    whole, weight = some_bytes(rng, 40, 90), some_bytes(rng, 20, 33)
+    for X in (whole[::2, 5:38], whole[::-1, 50:83], np.asfortranarray(whole[:, :33]),
+              np.broadcast_to(whole[:1, :33], (9, 33)), whole[:0, :33]):  # fmt: skip
+        assert_same_bits(kernels.gemm_int8(X, weight), reference.gemm_int8(X, weight))
+    F = rng.standard_normal((40, 90), np.float32)
+    for X in (F[::2, 5:38], np.asfortranarray(F[:, :33]), F[:, ::2][:, :33]):
+        np.testing.assert_array_equal(
+            kernels.gemm_dynamic(X, weight, 1.0), reference.gemm_dynamic(X, weight, 1.0)
+        )
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"dtype": "int16"}, "dtype"),
+        ({"dtype": "int8"}, "multiplier"),
+        ({"multiplier": np.nan}, "finite"),
+        ({"zero_point": 200}, "zero_point"),
+        ({"multiplier": 1.0, "table": np.zeros(9, np.int8)}, "table"),
+        ({"bias": np.zeros(3, np.int32)}, "bias"),
+    ],
+)
+def test_bad_settings(settings, message):
+    X, weight = np.zeros((2, 4), np.int8), np.zeros((5, 4), np.int8)
+    with pytest.raises(ValueError, match=message):
+        kernels.gemm_int8(X, weight, **settings)
+
+
+def test_bad_arrays():
+    X, weight = np.zeros((2, 4), np.int8), np.zeros((5, 4), np.int8)
+    for bad in (X.astype(np.uint8), X[:, :3], X[0]):
+        with pytest.raises(ValueError, match="X must"):
+            kernels.gemm_int8(bad, weight)
+    with pytest.raises(ValueError, match="weight"):
+        kernels.gemm_int8(X, weight.astype(np.int16))
+    with pytest.raises(ValueError, match="X must"):
+        kernels.gemm_dynamic(X, weight, 1.0)
