@@ -21,6 +21,7 @@ SUITES = (
     "coding",
     "residual",
     "search",
+    "int8",
     "runtime",
     "memory",
     "import",

@@ -448,8 +448,8 @@ def rans_decode(words, lengths, frequencies, symbols, *, block):
 def integer_matmul(a, b):
     """a (..., m, k) times b (..., k, n), integers of 9 bits and 8 bits, as int32, exactly.
 
-    In float32, which BLAS is fast at: 256 products of 2^9 · 2^7 stay below 2^24, and so are exact in
-    any order.
+    In float32, which BLAS is fast at: 256 products of 2^9 · 2^7 stay below 2^24, and so are
+    exact in any order.
     """
     total = None
     for start in range(0, a.shape[-1], 256):

@@ -180,8 +180,12 @@ def test_ties_of_sums_go_up():
 def test_pools(function):
     rng = np.random.default_rng(7)
     x = some_bytes(rng, 3, 9, 8, 37)
-    for window in [{}, {"kernel": (2, 3)}, {"kernel": (3, 3), "strides": (2, 2), "pads": (1, 1) * 2},
-                   {"kernel": (2, 2), "dilations": (2, 1), "pads": (0, 1, 1, 0)}]:  # fmt: skip
+    for window in (
+        {},
+        {"kernel": (2, 3)},
+        {"kernel": (3, 3), "strides": (2, 2), "pads": (1, 1, 1, 1)},
+        {"kernel": (2, 2), "dilations": (2, 1), "pads": (0, 1, 1, 0)},
+    ):
         for padding in (False, True):
             check("QPool", [x], function=function, count_padding=padding, multiplier=0.7,
                   x_zero_point=-11, y_zero_point=4, **window)  # fmt: skip

@@ -41,7 +41,7 @@ INLINE f32_lanes clamped(f32_lanes x, float low, float high)
     return f32_min(f32_max(x, (f32_lanes){0} + low), (f32_lanes){0} + high);
 }
 
-/* ---- rows of floats to rows of bytes ---------------------------------------------------------- */
+/* ---- rows of floats to rows of bytes -------------------------------------------------------- */
 
 typedef struct {
     float scale;        /* real = scale * (q - zero_point) */
@@ -113,7 +113,7 @@ INLINE void quantize_row(const float *row, int64_t width, RowScale by, int8_t *c
     }
 }
 
-/* ---- the job ----------------------------------------------------------------------------------- */
+/* ---- the job -------------------------------------------------------------------------------- */
 
 /* Where a window of a picture (N, H, W, C) lies. */
 typedef struct {
@@ -233,7 +233,7 @@ INLINE void fill_block(const Job *job, int64_t first, int64_t count, int64_t gro
     }
 }
 
-/* ---- what is made of the sums of a tile --------------------------------------------------------- */
+/* ---- what is made of the sums of a tile ----------------------------------------------------- */
 
 /* Values of one row and panel: out OUT (DOT_COLUMNS). */
 INLINE void finish_int8(const Job *job, const int32_t *sums, int64_t at, int8_t *out)
@@ -357,7 +357,7 @@ static void int8_block(const Job *job, int64_t first, int64_t count, int64_t gro
     }
 }
 
-/* ---- depthwise: a filter for each channel, lanes over channels ----------------------------------- */
+/* ---- depthwise: a filter for each channel, lanes over channels ------------------------------ */
 
 #if DOT_GROUP == 2 && defined(__SSE2__)
 #define TAP(w) ((int32_t)(uint16_t)(w)) /* beside it 0, so that pmaddwd multiplies one pair */

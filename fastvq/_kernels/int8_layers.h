@@ -82,7 +82,7 @@ static void dequantize_channels(const int8_t *x, int64_t n, const float *scale,
     for (int64_t i = 0; i < n; i++) y[i] = (float)(x[i] - zero_point[i]) * scale[i];
 }
 
-/* ---- sums of two ------------------------------------------------------------------------------- */
+/* ---- sums of two ---------------------------------------------------------------------------- */
 
 typedef struct {
     int32_t a_multiplier, b_multiplier, shift, a_zero_point, b_zero_point, y_zero_point;
@@ -110,7 +110,7 @@ DEFINE_ADD(add_16_8_16, int16_t, int8_t, int16_t)
 DEFINE_ADD(add_16_16_8, int16_t, int16_t, int8_t)
 DEFINE_ADD(add_16_16_16, int16_t, int16_t, int16_t)
 
-/* ---- pools --------------------------------------------------------------------------------------- */
+/* ---- pools ---------------------------------------------------------------------------------- */
 
 typedef struct {
     int64_t height, width, channels, out_height, out_width, kernel_height, kernel_width;

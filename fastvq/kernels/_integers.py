@@ -226,7 +226,7 @@ def _rows(X, weight, dtype):
         raise ValueError(
             f"X must be {np.dtype(dtype)} of shape (m, {k}), got {X.shape} of {X.dtype}"
         )
-    if X.shape[1] > 1 and X.strides[1] != X.itemsize or X.strides[0] % X.itemsize:
+    if (X.shape[1] > 1 and X.strides[1] != X.itemsize) or X.strides[0] % X.itemsize:
         return np.ascontiguousarray(X)
     return X
 

@@ -64,7 +64,7 @@ class Affine(EncodedTensor):
         return levels
 
     def int8(self):
-        """The values, and the scale of each row, for kernels; ValueError where zero points are set."""
+        """Values, and the scale of each row, for kernels; a ValueError if it has zero points."""
         if self.zero_points is not None and self.zero_points.any():
             raise ValueError("integer kernels take weights without zero points")
         return self.values, np.broadcast_to(self.scales, self.shape[:1])

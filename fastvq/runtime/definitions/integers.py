@@ -257,11 +257,11 @@ def _(a, b, *, transpose_b=False, dtype="int8", **_):
     return (*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], n), dtype
 
 
-# ---- windows --------------------------------------------------------------------------------------
+# ---- windows ------------------------------------------------------------------------------------
 
 
 def window(shape, kernel, strides, dilations, pads):
-    """Of a convolution or pooling over x of `shape` (N, ..., C): complete settings, output sizes."""
+    """Of a convolution or pooling over x of `shape` (N, ..., C): all settings, output sizes."""
     n = len(kernel)
     if len(shape) != n + 2 or n not in (1, 2):
         raise ValueError(f"x {shape} must have one or two dimensions between the first and last")
@@ -282,7 +282,7 @@ def window(shape, kernel, strides, dilations, pads):
 
 def patches(x, kernel, strides, dilations, pads, padding):
     """What each place of the output sees of x (N, ..., C): (N, *sizes, *kernel, C)."""
-    strides, dilations, pads, sizes = window(x.shape, kernel, strides, dilations, pads)
+    strides, dilations, pads, _ = window(x.shape, kernel, strides, dilations, pads)
     n = len(kernel)
     around = [s + pads[i] + pads[n + i] for i, s in enumerate(x.shape[1:-1])]
     room = np.full((len(x), *around, x.shape[-1]), padding, x.dtype)
@@ -395,7 +395,7 @@ def _(x, *, function, kernel, strides, dilations, pads, **_):
     return (x.shape[0], *sizes, x.shape[-1]), np.int8
 
 
-# ---- sums of layers ---------------------------------------------------------------------------------
+# ---- sums of layers -----------------------------------------------------------------------------
 
 
 @operator("QAdd")

@@ -200,7 +200,7 @@ def _is_dense(x, weight, attributes, groups):
 
 
 def _quantized(x, plan):
-    """Pictures of floats as int8: where they will lie, the calls that do it, scale and zero point."""
+    """Pictures of floats as int8: where they will lie, the calls for it, scale and zero point."""
     n = x.shape[0]
     codes = plan.scratch(x.size)
     scale, zero_point = plan.scratch(4 * n), plan.scratch(4 * n)
