@@ -123,14 +123,16 @@ def fastvq_integers(case, n_threads):
     from fastvq import kernels
 
     weight = kernels.Int8Weight(case.weight)
-    return lambda: kernels.gemm_int8(case.X, weight, n_threads=n_threads)
+    out = np.empty((len(case.X), len(case.weight)), np.int32)
+    return lambda: kernels.gemm_int8(case.X, weight, out=out, n_threads=n_threads)
 
 
 def fastvq_floats(case, n_threads):
     from fastvq import kernels
 
     weight = kernels.Int8Weight(case.weight)
-    return lambda: kernels.gemm_dynamic(case.real, weight, case.scale, n_threads=n_threads)
+    out = np.empty((len(case.X), len(case.weight)), np.float32)
+    return lambda: kernels.gemm_dynamic(case.real, weight, case.scale, out=out, n_threads=n_threads)
 
 
 CONTESTANTS = {

@@ -47,6 +47,7 @@ class Packed:
         for group, part, sums in zip(weight, parts, self.sums, strict=True):
             kernel.pack(group, part, sums)
         self.column_sums = self.per_column(self.sums, np.int32)
+        self._starts = {}
 
     def per_column(self, values, dtype):
         """Values of all columns, (groups * n,) or one for all, with room up to whole panels."""
@@ -59,9 +60,15 @@ class Packed:
 
     def start(self, zero_point, bias):
         """What every sum starts from: the bias, less what zero point and offset have added."""
-        bias = 0 if bias is None else np.asarray(bias, np.int64).reshape(self.groups, self.n)
-        total = bias - (zero_point + self._offset) * self.sums.astype(np.int64)
-        return self.per_column(total.astype(np.uint32).view(np.int32), np.int32)
+        if bias is None and zero_point in self._starts:
+            return self._starts[zero_point]
+        total = -(zero_point + self._offset) * self.sums.astype(np.int64)
+        if bias is not None:
+            total += np.asarray(bias, np.int64).reshape(self.groups, self.n)
+        start = self.per_column(total.astype(np.uint32).view(np.int32), np.int32)
+        if bias is None:
+            self._starts = {zero_point: start}  # the last: callers change it rarely
+        return start
 
 
 def check_sums(weight, bias, what="bias"):

@@ -290,7 +290,13 @@ INLINE void finish_float(const Job *job, const int32_t *sums, int64_t at, const 
 
 INLINE void finish_int32(const Job *job, const int32_t *sums, int64_t at, int32_t *out)
 {
-    for (int j = 0; j < DOT_COLUMNS; j++) out[j] = sums[j] + job->start[at + j];
+    UNROLL for (int v = 0; v < DOT_VECTORS; v++) {
+        i32_lanes sum, start;
+        memcpy(&sum, sums + v * F32_LANES, sizeof sum);
+        memcpy(&start, job->start + at + v * F32_LANES, sizeof start);
+        sum += start;
+        memcpy(out + v * F32_LANES, &sum, sizeof sum);
+    }
 }
 
 /* The sums (rows, DOT_COLUMNS) of rows `row`.. and columns `column`.. of a group, to y. */

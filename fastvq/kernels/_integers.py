@@ -47,6 +47,7 @@ def gemm_int8(
     high=None,
     table=None,
     dtype=None,
+    out=None,
     n_threads=None,
 ):
     """Rows of int8 times a weight of int8, exact, and what is made of the sums.
@@ -75,6 +76,7 @@ def gemm_int8(
     table : ndarray of int8, shape (256,), optional
         What becomes of q, at q + 128: an activation function.
     dtype : "int32", "int8" or "float32"
+    out : C-contiguous ndarray of that dtype, shape (m, n), optional
     n_threads : int, optional
 
     Returns
@@ -117,11 +119,13 @@ def gemm_int8(
     bounds = [b if given is None else given for b, given in zip(bounds, (low, high), strict=True)]
     return _product(
         X, weight, dtype, n_threads, start=packed.start(zero_point, bias), multiplier=multiplier,
-        table=table, out_zero_point=out_zero_point, bounds=bounds,
+        table=table, out_zero_point=out_zero_point, bounds=bounds, out=out,
     )  # fmt: skip
 
 
-def gemm_dynamic(X, weight, scale, *, bias=None, low=-np.inf, high=np.inf, n_threads=None):
+def gemm_dynamic(
+    X, weight, scale, *, bias=None, low=-np.inf, high=np.inf, out=None, n_threads=None
+):
     """Rows of floats times a weight of int8: each row quantized as it comes, multiplied exactly.
 
     With q, s, z of :func:`quantize_rows`: y = (float32(Σ_f (q[i, f] − z[i]) · weight[j, f]) · s[i])
@@ -137,6 +141,7 @@ def gemm_dynamic(X, weight, scale, *, bias=None, low=-np.inf, high=np.inf, n_thr
         Of the weight: its rows stand for weight[j] · scale[j].
     bias : array of float32, shape (n,), optional
     low, high : float
+    out : C-contiguous ndarray of float32, shape (m, n), optional
     n_threads : int, optional
 
     Returns
@@ -147,7 +152,7 @@ def gemm_dynamic(X, weight, scale, *, bias=None, low=-np.inf, high=np.inf, n_thr
     weight = weight if isinstance(weight, Int8Weight) else Int8Weight(weight)
     X = _rows(X, weight, np.float32)
     return _product(
-        X, weight, "float32", n_threads, multiplier=scale, bias=bias, bounds=(low, high)
+        X, weight, "float32", n_threads, multiplier=scale, bias=bias, bounds=(low, high), out=out
     )
 
 
@@ -191,10 +196,12 @@ def quantize_rows(X, *, n_threads=None):
 
 def _product(
     X, weight, dtype, n_threads, *, start=None, multiplier=None, bias=None, table=None,
-    out_zero_point=0, bounds,
+    out_zero_point=0, bounds, out=None,
 ):  # fmt: skip
     (m, k), n, packed = X.shape, weight.shape[0], weight.packed
-    y = np.empty((m, n), dtype)
+    y = np.empty((m, n), dtype) if out is None else out
+    if y.shape != (m, n) or y.dtype != dtype or not y.flags.c_contiguous or not y.flags.writeable:
+        raise ValueError(f"out must be contiguous {dtype} of shape {(m, n)}")
     columns = [
         None if values is None else packed.per_column(np.asarray(values, np.float32), np.float32)
         for values in (multiplier, bias)
