@@ -119,7 +119,7 @@ def _add_demo(add):
         'codes; needs Pillow: pip install "fastvq[image]". Others: '
         + "; ".join(f"{name}: {text}" for name, text in demo.DEMOS.items() if name != "photographs")
         + ".",
-        "fastvq demo --output-dir fastvq-demo",
+        "fastvq demo digits --output-dir fastvq-demo",
     )
     command.add_argument(
         "what", nargs="?", choices=demo.DEMOS, default="photographs", help="%(default)s by default"

@@ -17,7 +17,9 @@ __all__ = ["SCHEMES", "compress"]
 SCHEMES = ("float32", "float16")
 
 
-def compress(model, X=None, y=None, *, scheme="float32", metadata=None, n_threads=None):
+def compress(
+    model, X=None, y=None, *, scheme="float32", metadata=None, dimensions=None, n_threads=None
+):
     """Make a model that runs with NumPy alone, and fits into a small file.
 
     Parameters
@@ -36,6 +38,10 @@ def compress(model, X=None, y=None, *, scheme="float32", metadata=None, n_thread
     metadata : mapping, optional
         More for the file: see :class:`CompressedModel`. Classes of a classifier, what prepares
         pictures or text (:mod:`fastvq.runtime.preprocess`).
+    dimensions : sequence of tuples of str or None, optional
+        For a module of PyTorch: of each input the names of the dimensions that may differ from
+        those of X. By default only the first may, the number of rows; ``[("N", "T")]`` is for
+        sequences of any length.
     n_threads : int, optional
         What the model's calls use.
 
@@ -63,13 +69,13 @@ def compress(model, X=None, y=None, *, scheme="float32", metadata=None, n_thread
     """
     if scheme not in SCHEMES:
         raise ValueError(f"scheme must be one of {', '.join(SCHEMES)}, got {scheme!r}")
-    graph, known = _imported(model, X)
+    graph, known = _imported(model, X, dimensions)
     if scheme == "float16":
         graph = _halved(graph)
     return CompressedModel(graph, {**known, **(metadata or {})}, n_threads=n_threads)
 
 
-def _imported(model, X):
+def _imported(model, X, dimensions=None):
     """The model as a graph, and what is known beside it."""
     if isinstance(model, CompressedModel):
         return model.graph, model.metadata
@@ -80,7 +86,7 @@ def _imported(model, X):
     elif _is_of(model, "torch", "Module"):
         if X is None:
             raise ValueError("a module of PyTorch is traced with examples of its inputs: give X")
-        found = _importer("torch").from_torch(model, X)
+        found = _importer("torch").from_torch(model, X, dimensions=dimensions)
     elif hasattr(model, "get_params") and hasattr(model, "fit"):
         found = _importer("sklearn").from_sklearn(model)
     else:

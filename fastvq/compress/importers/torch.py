@@ -24,7 +24,7 @@ _DYNAMO_OPSET = 20
 
 
 def from_torch(
-    module, example_inputs, *, input_names=None, output_names=None
+    module, example_inputs, *, input_names=None, output_names=None, dimensions=None
 ) -> tuple[Graph, dict]:
     """A graph for a torch.nn.Module, and what its export says besides.
 
@@ -34,10 +34,13 @@ def from_torch(
     ----------
     module : torch.nn.Module
     example_inputs : tensor or array, or a tuple of them
-        What the module is called with. Of each that has dimensions, the first is the number of rows
-        and stays free; the others are fixed to those of the example.
+        What the module is called with.
     input_names, output_names : sequences of str, optional
         "x", or "x0", "x1", ..., and "y", or "y0", "y1", ... where left out.
+    dimensions : sequence of tuples of str or None, optional
+        For each input the names of its dimensions that stay free, None for one that is fixed to
+        that of the example: ``[("N", "T"), ("N", "T")]`` for sequences of any length. By default
+        the first of each is the number of rows, "N", and the others are fixed.
 
     Returns
     -------
@@ -55,7 +58,7 @@ def from_torch(
     errors = []
     for dynamo in (False, True):
         try:
-            model = export(module, examples, dynamo, input_names, output_names)
+            model = export(module, examples, dynamo, input_names, output_names, dimensions)
             return from_onnx(model)
         except UnsupportedModel:
             raise
@@ -64,18 +67,26 @@ def from_torch(
     raise ValueError(f"torch cannot export {type(module).__name__}: {'; '.join(errors)}")
 
 
-def export(module, example_inputs, dynamo=False, input_names=None, output_names=None) -> bytes:
+def export(
+    module,
+    example_inputs,
+    dynamo=False,
+    input_names=None,
+    output_names=None,
+    dimensions=None,
+) -> bytes:
     """A module as the bytes of an ONNX model, its number of rows free.
 
     Parameters
     ----------
-    module, example_inputs, input_names, output_names : as for :func:`from_torch`
+    module, example_inputs, input_names, output_names, dimensions : as for :func:`from_torch`
     dynamo : bool
         Which of torch's exporters: the new one is slow and needs onnxscript; the old one traces,
         and is deprecated.
     """
     examples = tuple(map(_two_rows, _as_tensors(example_inputs)))
     inputs = input_names or _names("x", len(examples))
+    free = _free(examples, dimensions)
     training, fast = module.training, torch.backends.mha.get_fastpath_enabled()
     module.eval()
     torch.backends.mha.set_fastpath_enabled(False)  # encoder layers as one call have no export
@@ -86,15 +97,23 @@ def export(module, example_inputs, dynamo=False, input_names=None, output_names=
             n_outputs = len(found) if isinstance(found, (tuple, list)) else 1
             outputs = output_names or (_names("y", n_outputs) if _flat(found) else None)
             run = _with_dynamo if dynamo else _by_trace
-            return run(module, examples, [*inputs], outputs)
+            return run(module, examples, [*inputs], outputs, free)
     finally:
         module.train(training)
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-def _by_trace(module, examples, inputs, outputs):
+def _free(examples, dimensions):
+    """For each input {axis: name} of the dimensions that stay free."""
+    if dimensions is None:
+        dimensions = [("N",)[: x.ndim] for x in examples]
+    if len(dimensions) != len(examples):
+        raise ValueError(f"dimensions must name those of {len(examples)} inputs: {dimensions}")
+    return [{i: name for i, name in enumerate(names) if name} for names in dimensions]
+
+
+def _by_trace(module, examples, inputs, outputs, free):
     buffer = io.BytesIO()
-    free = {name: {0: "N"} for name, x in zip(inputs, examples, strict=True) if x.ndim}
     torch.onnx.export(
         module,
         examples,
@@ -102,15 +121,15 @@ def _by_trace(module, examples, inputs, outputs):
         dynamo=False,
         input_names=inputs,
         output_names=outputs,
-        dynamic_axes=free,
+        dynamic_axes=dict(zip(inputs, free, strict=True)),
         opset_version=_OPSET,
     )
     return buffer.getvalue()
 
 
-def _with_dynamo(module, examples, inputs, outputs):
-    rows = torch.export.Dim("N")
-    free = tuple({0: rows} if x.ndim else None for x in examples)
+def _with_dynamo(module, examples, inputs, outputs, free):
+    names = {name: torch.export.Dim(name) for names in free for name in names.values()}
+    shapes = tuple({i: names[name] for i, name in each.items()} or None for each in free)
     program = torch.onnx.export(
         module,
         examples,
@@ -118,7 +137,7 @@ def _with_dynamo(module, examples, inputs, outputs):
         external_data=False,
         input_names=inputs,
         output_names=outputs,
-        dynamic_shapes=free,
+        dynamic_shapes=shapes,
         opset_version=_DYNAMO_OPSET,
         verbose=False,
     )

