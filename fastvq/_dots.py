@@ -51,6 +51,9 @@ class Packed:
 
     def per_column(self, values, dtype):
         """Values of all columns, (groups * n,) or one for all, with room up to whole panels."""
+        whole = self.groups == 1 and self.n % self._columns == 0
+        if whole and values.__class__ is np.ndarray and values.shape == (self.n,):
+            return np.ascontiguousarray(values, dtype)  # no copy where there is nothing to add
         values = np.broadcast_to(np.ravel(values), self.groups * self.n)
         padded = -(-self.n // self._columns) * self._columns
         out = _aligned(self.groups * padded, dtype).reshape(self.groups, padded)

@@ -210,6 +210,7 @@ def _product(
     step = max(64, CALL_WORK // (n * k))
     size = load("int8").scratch_bytes(min(m, step), k)
     scratch = aligned((threads, size), np.dtype(np.uint8))
+    table = None if table is None else np.ascontiguousarray(table)
     for first in range(0, m, step):
         rows = X[first : first + step]
         operands = [
@@ -221,9 +222,17 @@ def _product(
 
 
 def _run(kernel, arrays, sizes, values, threads):
-    operands = [None if a is None else a.ctypes.data for a in arrays]
+    # Bound by their buffers where that goes: .ctypes.data takes 3 us each, a small layer 10.
+    operands = [_operand(i, array) for i, array in enumerate(arrays)]
     program = Program([(load("int8").entries[kernel], operands, sizes, values, threads)])
+    program.bind(arrays)
     program.run(0, 1)
+
+
+def _operand(i, array):
+    if array is None:
+        return None
+    return -1 - i if array.flags.c_contiguous and array.size else array.ctypes.data
 
 
 def _rows(X, weight, dtype):
