@@ -147,7 +147,7 @@ typedef struct {
     void *y;
 } Job;
 
-INLINE int64_t padded(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+INLINE int64_t padded(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 INLINE int64_t job_panels(const Job *job) { return (job->columns + DOT_COLUMNS - 1) / DOT_COLUMNS; }
 
 /* Values from a left row to the next; multiples of 64 bytes, and odd ones, as rows a power of two
@@ -416,7 +416,8 @@ INLINE void depthwise_tile(const int8_t *const *tap, int64_t taps, int64_t chann
             sum[v] += TAP_PRODUCT(__builtin_convertvector(bytes, i32_lanes), w);
         }
     }
-    UNROLL for (int v = 0; v < DOT_VECTORS; v++) memcpy(sums + v * F32_LANES, &sum[v], sizeof sum[v]);
+    UNROLL for (int v = 0; v < DOT_VECTORS; v++)
+        memcpy(sums + v * F32_LANES, &sum[v], sizeof sum[v]);
 }
 
 /* Output places first .. first + count. job: groups 1, columns the channels, width the taps, panels

@@ -73,7 +73,7 @@ cdef void pack_weight(
     const int8_t *weight, int64_t n, int64_t k, int64_t n_step, int64_t k_step, int8_t *panels,
     int32_t *sums,
 ) noexcept nogil:
-    """weight IN, its rows n_step and values k_step apart; panels OUT; sums OUT (n,), of each row."""
+    """weight IN, rows n_step and values k_step apart; panels OUT; sums OUT (n,), of each row."""
     cdef int64_t steps = (k + DOT_GROUP - 1) // DOT_GROUP, j, f
     cdef int8_t *panel
     cdef int32_t total
@@ -217,7 +217,8 @@ cdef int depthwise(const Call *call) noexcept nogil:
 cdef void one_product(const Call *call, int64_t number, char *scratch) noexcept nogil:
     """One pair of matrices: the right one is packed, then it is a weight."""
     cdef const int64_t *size = &call.size[0]
-    cdef int64_t n = size[4], k = size[3], n_padded = (n + DOT_COLUMNS - 1) // DOT_COLUMNS * DOT_COLUMNS
+    cdef int64_t n = size[4], k = size[3]
+    cdef int64_t n_padded = (n + DOT_COLUMNS - 1) // DOT_COLUMNS * DOT_COLUMNS
     cdef int64_t j, item = 4 if size[1] == TO_FLOAT else 1
     cdef const int8_t *b = <const int8_t *> call.operand[1] + call_places(call, number)[1] * n * k
     cdef int32_t *start = <int32_t *> scratch
@@ -253,8 +254,8 @@ cdef int matmul(const Call *call) noexcept nogil:
     """Products of pairs of int8 matrices, a (rows, k) and b, which lies as (k, n) or (n, k).
 
     operands: as `rows`, b in place of panels; operand 9 IN int64 (batch, 2): number of a and of b.
-    sizes: as `rows`; from 10: steps of b from a column to the next and along k, zero point of a, the
-    batch, scratch of a thread.
+    sizes: as `rows`; from 10: steps of b from a column to the next and along k, zero point of a,
+    the batch, scratch of a thread.
     """
     cdef int64_t number
     for number in prange(call.size[13], num_threads=call.threads, schedule="dynamic"):
@@ -271,7 +272,7 @@ cdef void quantize_one(
 
 
 cdef int quantize_rows(const Call *call) noexcept nogil:
-    """operands: x IN (rows, width) float32, codes OUT int8, scale OUT (rows,), zero_point OUT (rows,).
+    """operands: x IN (rows, width) float32, codes OUT int8, scale, zero_point OUT (rows,).
 
     sizes: rows, width, stride of x.
     """

@@ -41,7 +41,10 @@ static void quantize_values(const float *x, int64_t n, float scale, int32_t zero
 {
     f32_lanes values[4], scales[4];
     i32_lanes zeros[4];
-    for (int v = 0; v < 4; v++) scales[v] = (f32_lanes){0} + scale, zeros[v] = (i32_lanes){0} + zero_point;
+    for (int v = 0; v < 4; v++) {
+        scales[v] = (f32_lanes){0} + scale;
+        zeros[v] = (i32_lanes){0} + zero_point;
+    }
     for (; n >= RUN; n -= RUN, x += RUN, q += RUN) {
         memcpy(values, x, sizeof values);
         quantize_run(values, scales, zeros, q);
