@@ -98,7 +98,8 @@ cdef int table(const Call *call) noexcept nogil:
     cdef int64_t n = call.size[0], share
     for share in prange((n + SHARE - 1) // SHARE, num_threads=call.threads, schedule="static"):
         look_up(<const int8_t *> call.operand[0] + share * SHARE,
-                min(<int64_t> SHARE, n - share * SHARE), <const int8_t *> call.operand[1], <int8_t *> call.operand[2] + share * SHARE)
+                min(<int64_t> SHARE, n - share * SHARE), <const int8_t *> call.operand[1],
+                <int8_t *> call.operand[2] + share * SHARE)
     return 0
 
 
