@@ -12,11 +12,12 @@
  *
  * vpmaddubsw takes 4 bytes a lane without VNNI, but saturates: 255*127 + 255*127 has no room in 16
  * bits. Kept exact by halving an operand it needs two multiplications where pmaddwd needs two, and
- * where it would be safe its sums must be widened by another multiplication: on Zen 3, which starts
- * two of any of these in a cycle, 64 operations a cycle is the limit of every exact way. Seen there
- * at 3.23 GHz (limit 207 GOP/s), 6 x 16 tile, K = 1024, best of 8000: 165 as here, widening on the
- * way in; 165 from a panel widened before; 166 as 4 x 24; 199 saturating, which has three
- * instructions to schedule where this has four.
+ * where it would be safe its sums must be widened by another multiplication. If Zen 3 starts two of
+ * any of these in a cycle, as is published (not measured here), 64 operations a cycle are the most
+ * for all of these. Seen there, clock 3.23 GHz by the rate of float32 multiply-adds, so 207 GOP/s,
+ * on a busy machine, 6 x 16 tile, K = 1024, best of 8000: 165 as here, widening on the way in; 165
+ * from a panel widened before; 166 as 4 x 24; 199 saturating. Why not more than 165 is not known;
+ * perhaps as four vector instructions stand here where that has three.
  */
 #ifndef FASTVQ_DOT_H
 #define FASTVQ_DOT_H
