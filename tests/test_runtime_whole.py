@@ -1,4 +1,4 @@
-"""Whole models: the promises, one level beside another, and what a call costs besides arithmetic."""
+"""Whole models: the promises, levels beside each other, and what a call costs besides its sums."""
 
 import os
 import subprocess
