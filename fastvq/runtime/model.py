@@ -107,7 +107,7 @@ class CompressedModel:
         ValueError
             For a shape that does not fit.
         """
-        found = self.run(self._inputs(arrays, named), n_threads=n_threads)
+        found = self._run(arrays, named, n_threads)
         return found[0] if len(found) == 1 else tuple(found)
 
     def run(self, inputs: Mapping, outputs=None, *, n_threads=None) -> list[np.ndarray]:
@@ -118,11 +118,12 @@ class CompressedModel:
     def plan(self, shapes, n_threads=None, outputs=None) -> Plan:
         """The plan for inputs of these shapes, made where it is not kept."""
         threads = _threads.effective(self.n_threads if n_threads is None else n_threads)
-        wanted = tuple(self.output_names if outputs is None else outputs)
+        wanted = self._output_names if outputs is None else tuple(outputs)
         key = (*map(tuple, shapes), threads, wanted)
         with self._lock:
             plan = self._plans.get(key)
             if plan is None:
+                _check_shapes(self.graph.inputs, shapes)
                 by_name = dict(zip(self.input_names, shapes, strict=True))
                 plan = Plan(self._giving(wanted), by_name, self._packed, threads)
                 self._plans[key] = plan
@@ -217,7 +218,7 @@ class CompressedModel:
             the reference, signal to noise (dB), and the share of rows on which the largest score,
             or the label, is the same.
         """
-        outputs = self.run(self._inputs(arrays, named), n_threads=n_threads)
+        outputs = self._run(arrays, named, n_threads)
         if callable(reference):
             reference = reference(*arrays, **named)
         if not isinstance(reference, (tuple, list)) or len(outputs) == 1 != len(reference):
@@ -284,13 +285,32 @@ class CompressedModel:
     def _start(self):
         # What runs; `graph` stays as it was given, for files.
         self._running = fused(settled(self.graph))
+        self._dtypes = tuple(DTYPES[value.dtype] for value in self.graph.inputs)
+        self._output_names = tuple(self.output_names)
         self._packed: dict = {}
         self._plans: OrderedDict = OrderedDict()
         self._lock = Lock()
 
+    def _run(self, arrays, named, n_threads, outputs=None):
+        """Outputs for what a caller gave; at once where nothing has to be done to it."""
+        if named or not self._are_ready(arrays):
+            return self.run(self._inputs(arrays, named), outputs, n_threads=n_threads)
+        return self.plan([a.shape for a in arrays], n_threads, outputs).run(arrays)
+
+    def _are_ready(self, arrays):
+        """Whether a plan takes these as they are. Their shapes are checked where one is made."""
+        if len(arrays) != len(self._dtypes) or self.metadata.get("preprocess") is not None:
+            return False
+        for array, dtype in zip(arrays, self._dtypes, strict=True):
+            if type(array) is not np.ndarray or array.dtype != dtype:
+                return False
+            if not array.flags.c_contiguous:
+                return False
+        return True
+
     def _giving(self, names):
         """The graph with these outputs alone."""
-        if list(names) == self.output_names:
+        if names == self._output_names:
             return self._running
         outputs = {value.name: value for value in self.graph.outputs}
         if unknown := [name for name in names if name not in outputs]:
@@ -316,7 +336,7 @@ class CompressedModel:
             known = ", ".join(methods) or "none: call the model itself"
             raise AttributeError(f"this model has no {name}; its methods: {known}")
         outputs = methods[name]
-        found = self.run(self._inputs((X,), {}), _several(outputs), n_threads=n_threads)
+        found = self._run((X,), {}, n_threads, _several(outputs))
         return found[0] if isinstance(outputs, str) else tuple(found)
 
     def _inputs(self, arrays, named):
@@ -335,7 +355,7 @@ class CompressedModel:
         return given | named
 
     def _checked(self, inputs):
-        """Arrays in the graph's order, of its dtypes and dimensions."""
+        """Arrays in the graph's order, of its dtypes."""
         names = self.input_names
         if missing := [name for name in names if name not in inputs]:
             raise TypeError(f"input {', '.join(missing)} is missing")
@@ -343,8 +363,7 @@ class CompressedModel:
             raise TypeError(f"the model has no input {', '.join(extra)}, only {', '.join(names)}")
         if len(names) == 1 and hasattr(inputs[names[0]], "columns"):
             self._check_columns(inputs[names[0]].columns)
-        sizes: dict[str, int] = {}
-        return [_as_input(inputs[value.name], value, sizes) for value in self.graph.inputs]
+        return [_as_input(inputs[value.name], value) for value in self.graph.inputs]
 
     def _check_columns(self, columns):
         """The columns of a table have to be those of the fit, in their order."""
@@ -357,21 +376,27 @@ class CompressedModel:
         )
 
 
-def _as_input(array, value, sizes):
+def _as_input(array, value):
     array = _as_array(array, value)
     dtype = DTYPES[value.dtype]
     if not np.can_cast(array.dtype, dtype, "same_kind") and array.dtype != np.bool_:
         raise TypeError(f"input {value.name!r} must be {dtype}, got {array.dtype}")
-    if len(array.shape) != len(value.shape):
-        raise ValueError(f"input {value.name!r} must have shape {_shape(value)}, got {array.shape}")
-    for wanted, size in zip(value.shape, array.shape, strict=True):
-        bound = sizes.setdefault(wanted, size) if isinstance(wanted, str) else wanted
-        if bound != size:
-            named = f" with {wanted} = {bound}" if isinstance(wanted, str) else ""
-            raise ValueError(
-                f"input {value.name!r} must have shape {_shape(value)}{named}, got {array.shape}"
-            )
     return np.ascontiguousarray(array, dtype).reshape(array.shape)
+
+
+def _check_shapes(values, shapes):
+    """A ValueError where the inputs do not have these dimensions, or not one size by one name."""
+    sizes: dict[str, int] = {}
+    for value, shape in zip(values, shapes, strict=True):
+        if len(shape) != len(value.shape):
+            raise ValueError(f"input {value.name!r} must have shape {_shape(value)}, got {shape}")
+        for wanted, size in zip(value.shape, shape, strict=True):
+            bound = sizes.setdefault(wanted, size) if isinstance(wanted, str) else wanted
+            if bound != size:
+                named = f" with {wanted} = {bound}" if isinstance(wanted, str) else ""
+                raise ValueError(
+                    f"input {value.name!r} must have shape {_shape(value)}{named}, got {shape}"
+                )
 
 
 def _as_array(values, value):
