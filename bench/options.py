@@ -16,6 +16,7 @@ SUITES = (
     "seeding",
     "prune",
     "fit",
+    "neural",
     "scalar",
     "product",
     "coding",

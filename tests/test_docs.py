@@ -24,6 +24,8 @@ MODULES = sorted(
 @pytest.mark.parametrize("name", ["fastvq", *MODULES])
 def test_docstring_examples(name, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
+    if name.startswith("fastvq.neural"):
+        pytest.importorskip("torch", reason='needs PyTorch: pip install "fastvq[torch]"')
     module = import_module(name)
     results = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
     assert results.failed == 0

@@ -1,0 +1,30 @@
+"""Quantization inside neural networks that learn, on PyTorch (extra "torch").
+
+Layers that quantize by a codebook and pass a gradient, a small trainer, autoencoders with
+scikit-learn's interface. Nearest codewords are found by fastvq's kernels, on the CPU.
+"""
+
+try:
+    import torch  # noqa: F401
+except ImportError as error:
+    raise ImportError('fastvq.neural needs PyTorch: pip install "fastvq[torch]"') from error
+
+from fastvq.neural.codebook import Codebook
+from fastvq.neural.layers import (
+    FiniteScalarQuantize,
+    NotFiniteError,
+    ProductVectorQuantize,
+    Quantized,
+    ResidualVectorQuantize,
+    VectorQuantize,
+)
+
+__all__ = [
+    "Codebook",
+    "FiniteScalarQuantize",
+    "NotFiniteError",
+    "ProductVectorQuantize",
+    "Quantized",
+    "ResidualVectorQuantize",
+    "VectorQuantize",
+]

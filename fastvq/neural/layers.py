@@ -1,0 +1,503 @@
+"""Layers that quantize: vectors by one codebook, by blocks, in stages; numbers by fixed levels.
+
+All take (..., n_features), or (N, n_features, ...) with ``channels="first"``, and return a
+`Quantized`. They may project rows into fewer features first and back afterwards (Yu et al.,
+"Vector-quantized image modeling with improved VQGAN", ICLR 2022), and leave positions that a mask
+excludes as they are.
+
+The gradient passes by one of the estimators in `gradients`; for residual and product layers it is
+taken once, for the sum or the whole row: a straight-through of each of N stages would give the
+encoder N times the gradient.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from fastvq._validation import as_codes, as_count, as_nonnegative, as_word
+from fastvq.neural.codebook import Codebook, NotFiniteError
+from fastvq.neural.gradients import rotate, straight_through
+
+__all__ = [
+    "FiniteScalarQuantize",
+    "NotFiniteError",
+    "ProductVectorQuantize",
+    "Quantized",
+    "ResidualVectorQuantize",
+    "VectorQuantize",
+]
+
+CHANNELS = {"last": (), "first": ()}
+ESTIMATORS = {
+    "straight-through": ("ste", "straight through"),
+    "rotation": ("rotation trick",),
+}
+_ESTIMATES = {"straight-through": straight_through, "rotation": rotate}
+
+
+class Quantized(NamedTuple):
+    """What a quantizing layer returns."""
+
+    values: torch.Tensor  # of the input's shape; with a gradient
+    codes: torch.Tensor  # int64: (...) for one code a position, else (..., n_codes); −1: masked
+    loss: torch.Tensor  # a scalar, to be added to the network's
+    perplexity: torch.Tensor  # (n_codes,): as how many equally likely codewords this batch uses
+    dead_share: float  # of the codewords, by their moving counts; NaN where none are kept
+
+
+class _Layer(nn.Module):
+    """Layout, projection and mask around ``_quantize(rows)``, which a layer defines.
+
+    It returns admitted rows, what they are quantized to, codes (n, n_codes), loss, perplexities and
+    the share of dead codewords; ``_decode(codes)`` makes rows of codes; ``_ranges`` are the numbers
+    of values that the codes have.
+    """
+
+    _code_axis = True
+
+    def __init__(self, n_features, inner, channels, gradient):
+        super().__init__()
+        self.n_features = as_count(n_features, "n_features")
+        self.channels = as_word(channels, "channels", CHANNELS)
+        self.gradient = as_word(gradient, "gradient", ESTIMATORS)
+        inner = self.n_features if inner is None else as_count(inner, "code_features")
+        projects = inner != self.n_features
+        self.project_in = nn.Linear(self.n_features, inner) if projects else nn.Identity()
+        self.project_out = nn.Linear(inner, self.n_features) if projects else nn.Identity()
+
+    @property
+    def bits(self):
+        """Bits of the codes of a position: the sum of log2 of their ranges."""
+        return float(np.log2(self._ranges).sum())
+
+    def forward(self, x, mask=None):
+        """Quantize; in training the codebooks learn from `x` as well.
+
+        Parameters
+        ----------
+        x : Tensor of shape (..., n_features) or (N, n_features, ...)
+            Floating point, by `channels`.
+        mask : bool Tensor of the shape of `x` without features, optional
+            False: the position comes back as it is, has the codes −1 and teaches nothing.
+
+        Returns
+        -------
+        Quantized
+
+        Raises
+        ------
+        ValueError, TypeError
+            For another shape or dtype; `NotFiniteError` (a ValueError) for NaN and infinity.
+        """
+        x = self._features_last(x)
+        places = x.shape[:-1]
+        all_rows = rows = x.reshape(-1, self.n_features)
+        if mask is not None:
+            kept = self._mask(mask, places).reshape(-1)
+            rows = all_rows[kept]
+        rows, chosen, codes, loss, perplexity, dead = self._quantize(self.project_in(rows))
+        values = self.project_out(_ESTIMATES[self.gradient](rows, chosen))
+        codes = torch.from_numpy(codes.astype(np.int64)).to(x.device)
+        if mask is not None:
+            values = all_rows.masked_scatter(kept[:, None], values.to(x.dtype))
+            codes = codes.new_full((len(kept), codes.shape[1]), -1).index_put((kept,), codes)
+        return Quantized(
+            self._features_back(values.reshape(x.shape)),
+            self._shaped(codes, places),
+            loss,
+            torch.tensor(perplexity, device=x.device),
+            dead,
+        )
+
+    @torch.no_grad()
+    def encode(self, x):
+        """Codes of `x`, as `forward` gives them; nothing is learnt, in training neither."""
+        was_training = self.training
+        try:
+            return self.eval()(x).codes
+        finally:
+            self.train(was_training)
+
+    def decode(self, codes):
+        """What codes stand for, in the layout of the input.
+
+        Parameters
+        ----------
+        codes : integer Tensor, as `encode` gives them
+
+        Returns
+        -------
+        Tensor of shape (..., n_features) or (N, n_features, ...)
+        """
+        places = codes.shape[:-1] if self._code_axis else codes.shape
+        codes = codes.reshape(-1, len(self._ranges))
+        as_codes(self._checkable(codes.cpu().numpy()), self._ranges, len(self._ranges))
+        values = self.project_out(self._decode(codes))
+        return self._features_back(values.reshape(*places, self.n_features))
+
+    def _checkable(self, codes):
+        return codes
+
+    def _features_last(self, x):
+        axis = -1 if self.channels == "last" else 1
+        least = 1 if axis == -1 else 2
+        if not x.is_floating_point():
+            raise TypeError(f"x must be floating point, got {x.dtype}")
+        if x.ndim < least or x.shape[axis] != self.n_features:
+            wanted = f"(..., {self.n_features})" if axis == -1 else f"(N, {self.n_features}, ...)"
+            raise ValueError(f"x must have the shape {wanted}, got {tuple(x.shape)}")
+        return x.movedim(axis, -1)
+
+    def _features_back(self, x):
+        return x if self.channels == "last" else x.movedim(-1, 1)
+
+    def _mask(self, mask, places):
+        if mask.dtype != torch.bool:
+            raise TypeError(f"mask must be of bool, got {mask.dtype}")
+        if mask.shape != places:
+            raise ValueError(f"mask must have the shape {tuple(places)}, got {tuple(mask.shape)}")
+        return mask
+
+    def _shaped(self, codes, places):
+        return codes.reshape(*places, codes.shape[1]) if self._code_axis else codes.reshape(places)
+
+
+class VectorQuantize(_Layer):
+    """Each position by the nearest of a codebook that learns.
+
+    Parameters
+    ----------
+    n_features, n_codewords : int
+    update : {"average", "gradient"}, default="average"
+        How codewords learn: moving averages of their members, or the gradient of (sg[x] − c)²,
+        which is then part of the loss.
+    gradient : {"straight-through", "rotation"}, default="straight-through"
+        What the encoder gets.
+    code_features : int, optional
+        Features of the codewords, where rows are projected in and out by a learnt linear map.
+    channels : {"last", "first"}, default="last"
+    decay, commitment, metric, init, start_rows, dead_below
+        As of `Codebook`.
+
+    Attributes
+    ----------
+    codebook : Codebook
+        ``layer.codebook.codewords`` are the codewords.
+
+    Notes
+    -----
+    The kernels take n·k·d multiply-adds to find codes, nothing else comes near that. Tensors on
+    another device than the CPU are copied there and back.
+
+    References
+    ----------
+    A. van den Oord, O. Vinyals, K. Kavukcuoglu, "Neural discrete representation learning",
+    NeurIPS 2017.
+    C. Fifty et al., "Restructuring vector quantization with the rotation trick", arXiv:2410.06424.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fastvq.neural import VectorQuantize
+    >>> seed = torch.manual_seed(0)
+    >>> layer = VectorQuantize(8, 16, channels="first")
+    >>> x = torch.randn(10, 8, 5, 5, requires_grad=True)
+    >>> out = layer(x)
+    >>> out.values.shape, out.codes.shape, layer.bits
+    (torch.Size([10, 8, 5, 5]), torch.Size([10, 5, 5]), 4.0)
+    >>> (out.values.square().mean() + out.loss).backward()
+    >>> x.grad.shape
+    torch.Size([10, 8, 5, 5])
+    >>> layer = layer.eval()
+    >>> bool((layer.decode(layer.encode(x)) == layer(x).values).all())
+    True
+    """
+
+    _code_axis = False
+
+    def __init__(
+        self,
+        n_features,
+        n_codewords,
+        *,
+        update="average",
+        gradient="straight-through",
+        code_features=None,
+        channels="last",
+        **codebook,
+    ):
+        super().__init__(n_features, code_features, channels, gradient)
+        inner = n_features if code_features is None else code_features
+        self.codebook = Codebook(n_codewords, inner, update=update, **codebook)
+
+    @property
+    def _ranges(self):
+        return [self.codebook.n_codewords]
+
+    def _quantize(self, rows):
+        rows, chosen, codes, loss = self.codebook(rows)
+        perplexity = [self.codebook.perplexity(codes)]
+        return rows, chosen, codes[:, None], loss, perplexity, self.codebook.dead_share
+
+    def _decode(self, codes):
+        return self.codebook.codewords[codes[:, 0]]
+
+
+class ProductVectorQuantize(_Layer):
+    """Each block of features by a codebook of its own.
+
+    Parameters
+    ----------
+    n_features : int
+    n_subspaces : int
+        Blocks; must divide `n_features` (or `code_features`).
+    n_codewords : int
+        Of each codebook.
+    update, gradient, code_features, channels
+        As of `VectorQuantize`.
+    decay, commitment, metric, init, start_rows, dead_below
+        As of `Codebook`; an `init` tensor has the shape (n_subspaces, n_codewords, n_features /
+        n_subspaces).
+
+    Attributes
+    ----------
+    codebooks : ModuleList of Codebook
+
+    References
+    ----------
+    H. Jégou, M. Douze, C. Schmid, "Product quantization for nearest neighbor search", TPAMI 33
+    (2011).
+
+    Examples
+    --------
+    >>> import torch
+    >>> layer = ProductVectorQuantize(8, n_subspaces=4, n_codewords=16)
+    >>> out = layer(torch.randn(100, 8))
+    >>> out.codes.shape, out.perplexity.shape, layer.bits
+    (torch.Size([100, 4]), torch.Size([4]), 16.0)
+    """
+
+    def __init__(
+        self,
+        n_features,
+        n_subspaces,
+        n_codewords,
+        *,
+        update="average",
+        gradient="straight-through",
+        code_features=None,
+        channels="last",
+        init="k-means",
+        **codebook,
+    ):
+        super().__init__(n_features, code_features, channels, gradient)
+        inner = n_features if code_features is None else code_features
+        if inner % as_count(n_subspaces, "n_subspaces"):
+            raise ValueError(f"n_subspaces must divide {inner} features, got {n_subspaces}")
+        self.codebooks = nn.ModuleList(
+            Codebook(n_codewords, inner // n_subspaces, update=update, init=one, **codebook)
+            for one in _each(init, n_subspaces, "n_subspaces")
+        )
+
+    @property
+    def _ranges(self):
+        return [codebook.n_codewords for codebook in self.codebooks]
+
+    def _quantize(self, rows):
+        blocks = rows.tensor_split(len(self.codebooks), dim=1)
+        parts = [codebook(block) for codebook, block in zip(self.codebooks, blocks, strict=True)]
+        rows, chosen, codes, losses = zip(*parts, strict=True)
+        return (
+            torch.cat(rows, dim=1),
+            torch.cat(chosen, dim=1),
+            np.stack(codes, axis=1),
+            sum(losses) / len(losses),  # each is a mean over a share of the features
+            [book.perplexity(c) for book, c in zip(self.codebooks, codes, strict=True)],
+            _mean_dead(self.codebooks),
+        )
+
+    def _decode(self, codes):
+        parts = [book.codewords[codes[:, m]] for m, book in enumerate(self.codebooks)]
+        return torch.cat(parts, dim=1)
+
+
+class ResidualVectorQuantize(_Layer):
+    """A sum of codewords, each chosen for what the ones before it left over.
+
+    Parameters
+    ----------
+    n_features, n_stages, n_codewords : int
+    quantizer_dropout : float, default=0
+        Probability that a batch in training uses only the first s stages, s drawn from 1 to
+        `n_stages`: prefixes of the codes are then good codes (the others are −1, and decode to
+        nothing).
+    update, gradient, code_features, channels
+        As of `VectorQuantize`.
+    decay, commitment, init, start_rows, dead_below
+        As of `Codebook`; an `init` tensor has the shape (n_stages, n_codewords, n_features).
+
+    Attributes
+    ----------
+    codebooks : ModuleList of Codebook
+
+    References
+    ----------
+    N. Zeghidour et al., "SoundStream: an end-to-end neural audio codec", arXiv:2107.03312.
+
+    Examples
+    --------
+    >>> import torch
+    >>> seed = torch.manual_seed(0)
+    >>> layer = ResidualVectorQuantize(8, n_stages=3, n_codewords=16)
+    >>> x = torch.randn(500, 8)
+    >>> codes = layer(x).codes
+    >>> layer = layer.eval()
+    >>> first = codes.clone()
+    >>> first[:, 1:] = -1  # the first stage alone
+    >>> bool((layer.decode(first) - x).norm() > (layer.decode(codes) - x).norm())
+    True
+    """
+
+    def __init__(
+        self,
+        n_features,
+        n_stages,
+        n_codewords,
+        *,
+        quantizer_dropout=0.0,
+        update="average",
+        gradient="straight-through",
+        code_features=None,
+        channels="last",
+        init="k-means",
+        **codebook,
+    ):
+        super().__init__(n_features, code_features, channels, gradient)
+        if "metric" in codebook:
+            raise TypeError("ResidualVectorQuantize has no metric: what is left over has a length")
+        inner = n_features if code_features is None else code_features
+        self.quantizer_dropout = as_nonnegative(quantizer_dropout, "quantizer_dropout")
+        if self.quantizer_dropout > 1:
+            raise ValueError(f"quantizer_dropout must be at most 1, got {quantizer_dropout}")
+        self.codebooks = nn.ModuleList(
+            Codebook(n_codewords, inner, update=update, init=one, **codebook)
+            for one in _each(init, as_count(n_stages, "n_stages"), "n_stages")
+        )
+
+    @property
+    def _ranges(self):
+        return [codebook.n_codewords for codebook in self.codebooks]
+
+    def _n_used(self):
+        n = len(self.codebooks)
+        if self.training and self.quantizer_dropout and torch.rand(()) < self.quantizer_dropout:
+            return int(torch.randint(1, n + 1, ()))
+        return n
+
+    def _quantize(self, rows):
+        used = self._n_used()
+        total = torch.zeros_like(rows).detach()
+        codes = np.full((len(rows), len(self.codebooks)), -1, np.int32)
+        loss, perplexity = 0.0, [1.0] * len(self.codebooks)
+        for stage, codebook in enumerate(self.codebooks[:used]):
+            _, chosen, codes[:, stage], stage_loss = codebook(rows - total)
+            total = total + chosen
+            loss = loss + stage_loss
+            perplexity[stage] = codebook.perplexity(codes[:, stage])
+        return rows, total, codes, loss / used, perplexity, _mean_dead(self.codebooks)
+
+    def _checkable(self, codes):
+        return np.maximum(codes, 0)  # −1: a stage that is left out
+
+    def _decode(self, codes):
+        total = 0.0
+        for stage, codebook in enumerate(self.codebooks):
+            code = codes[:, stage]
+            part = codebook.codewords[code.clamp_min(0)]
+            total = total + part * (code >= 0)[:, None]
+        return total
+
+
+class FiniteScalarQuantize(_Layer):
+    """Each feature rounded to a few levels: a codebook that is a grid, and never learns.
+
+    A feature is bounded by tanh so that rounding it gives one of L whole numbers, centred on zero
+    and divided by ⌊L/2⌋; for an even L the grid is shifted by a half. All features together are one
+    code, with the first feature counting fastest. There is no loss, and no codeword can die.
+
+    Parameters
+    ----------
+    n_features : int
+    levels : sequence of int of at least 2
+        Levels of each feature; where there are fewer or more of them than `n_features`, rows are
+        projected. The paper suggests (8, 6, 5) for 8 bits, (8, 5, 5, 5) for 10, (7, 5, 5, 5, 5)
+        for 12.
+    channels : {"last", "first"}, default="last"
+
+    References
+    ----------
+    F. Mentzer et al., "Finite scalar quantization: VQ-VAE made simple", ICLR 2024.
+
+    Examples
+    --------
+    >>> import torch
+    >>> layer = FiniteScalarQuantize(3, (8, 6, 5))
+    >>> out = layer(torch.tensor([[0.0, 9.0, -9.0]]))
+    >>> out.values, out.codes
+    (tensor([[ 0.0000,  0.6667, -1.0000]]), tensor([44]))
+    >>> layer.decode(out.codes)
+    tensor([[ 0.0000,  0.6667, -1.0000]])
+    """
+
+    _code_axis = False
+
+    def __init__(self, n_features, levels, *, channels="last"):
+        levels = [as_count(level, "levels", minimum=2) for level in levels]
+        if not levels or np.prod(levels, dtype=float) >= 2**31:
+            raise ValueError(f"levels must have from 1 to 2^31 combinations, got {levels}")
+        super().__init__(n_features, len(levels), channels, "straight-through")
+        self.levels = tuple(levels)
+        counts = torch.tensor(levels)
+        self.register_buffer("_levels", counts, persistent=False)
+        steps = torch.cat([counts.new_ones(1), counts.cumprod(0)[:-1]])
+        self.register_buffer("_steps", steps, persistent=False)
+
+    @property
+    def _ranges(self):
+        return [int(np.prod(self.levels))]
+
+    def _bound(self, rows):
+        """Rows between the halves beyond the outermost levels, exclusively."""
+        half = (self._levels - 1) * (1 + 1e-3) / 2
+        offset = (self._levels % 2 == 0) * 0.5
+        return torch.tanh(rows + torch.atanh(offset / half)) * half - offset
+
+    def _quantize(self, rows):
+        if not torch.isfinite(rows).all():
+            raise NotFiniteError("x contains NaN or infinity")
+        middle = self._levels // 2
+        bounded = self._bound(rows)
+        whole = bounded.detach().round()
+        codes = ((whole + middle).long() * self._steps).sum(1, keepdim=True).cpu().numpy()
+        counts = np.unique(codes, return_counts=True)[1] / max(1, len(codes))
+        perplexity = [float(np.exp(-counts @ np.log(counts)))]
+        return bounded / middle, whole / middle, codes, rows.new_zeros(()), perplexity, float("nan")
+
+    def _decode(self, codes):
+        middle = self._levels // 2
+        return (codes // self._steps % self._levels - middle) / middle
+
+
+def _each(init, n, name):
+    """The `init` of each of n codebooks: a word for all, or a tensor's parts."""
+    if isinstance(init, str):
+        return [init] * n
+    if len(init) != n:
+        raise ValueError(f"init must have a codebook for each of {name} = {n}, got {len(init)}")
+    return list(init)
+
+
+def _mean_dead(codebooks):
+    return float(np.mean([codebook.dead_share for codebook in codebooks]))
