@@ -18,13 +18,25 @@ from fastvq.neural.layers import (
     ResidualVectorQuantize,
     VectorQuantize,
 )
+from fastvq.neural.trainer import (
+    Diverged,
+    Trainer,
+    TrainState,
+    classification_loss,
+    regression_loss,
+)
 
 __all__ = [
     "Codebook",
+    "Diverged",
     "FiniteScalarQuantize",
     "NotFiniteError",
     "ProductVectorQuantize",
     "Quantized",
     "ResidualVectorQuantize",
+    "TrainState",
+    "Trainer",
     "VectorQuantize",
+    "classification_loss",
+    "regression_loss",
 ]
