@@ -9,6 +9,7 @@ try:
 except ImportError as error:
     raise ImportError('fastvq.neural needs PyTorch: pip install "fastvq[torch]"') from error
 
+from fastvq.neural.autoencoders import VQVAE, AutoencoderCompressor, VariationalAutoencoder
 from fastvq.neural.codebook import Codebook
 from fastvq.neural.layers import (
     FiniteScalarQuantize,
@@ -27,6 +28,8 @@ from fastvq.neural.trainer import (
 )
 
 __all__ = [
+    "VQVAE",
+    "AutoencoderCompressor",
     "Codebook",
     "Diverged",
     "FiniteScalarQuantize",
@@ -36,6 +39,7 @@ __all__ = [
     "ResidualVectorQuantize",
     "TrainState",
     "Trainer",
+    "VariationalAutoencoder",
     "VectorQuantize",
     "classification_loss",
     "regression_loss",

@@ -189,7 +189,7 @@ class Trainer:
         n_steps = -(-len(data[0]) // self.batch_size)
         with (
             torch.random.fork_rng(devices=[]),
-            _threads_of_torch(self.n_threads),
+            threads_of_torch(self.n_threads),
             _Log(self.log_dir) as log,
             Progress("train", self.max_epochs * n_steps, self.verbose) as progress,
         ):
@@ -450,7 +450,7 @@ class _Log:
 
 
 @contextlib.contextmanager
-def _threads_of_torch(n_threads):
+def threads_of_torch(n_threads):
     before = torch.get_num_threads()
     if n_threads is not None:
         torch.set_num_threads(as_count(n_threads, "n_threads"))

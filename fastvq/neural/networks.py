@@ -1,0 +1,312 @@
+"""Encoders and decoders for rows that are vectors or images, and the autoencoders made of them.
+
+Rows are flat, (n, n_features), on both sides of every network; what is an image is given its shape
+inside. Decoders enlarge by repeating pixels and convolve afterwards, which leaves no chequered
+pattern (Odena et al., "Deconvolution and checkerboard artifacts", Distill 2016) and which the
+runtime has operators for, other than transposed convolutions.
+"""
+
+import math
+from itertools import pairwise
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+__all__ = [
+    "AutoencoderNetwork",
+    "CodePrior",
+    "VQNetwork",
+    "VariationalNetwork",
+    "convolutional",
+    "dense",
+]
+
+_LOG_2PI = math.log(2 * math.pi)
+
+
+def dense(n_features, hidden, n_latents, n_out=None):
+    """A perceptron down to `n_out` numbers (by default `n_latents`), and one back from `n_latents`.
+
+    Parameters
+    ----------
+    n_features : int
+    hidden : sequence of int
+        Widths of the layers between, as the encoder has them.
+    n_latents, n_out : int
+
+    Returns
+    -------
+    encoder, decoder : Sequential
+    """
+    down = [n_features, *hidden, n_latents if n_out is None else n_out]
+    up = [n_latents, *reversed(hidden), n_features]
+    return _perceptron(down), _perceptron(up)
+
+
+def convolutional(image_shape, channels, n_latents, n_out=None):
+    """Convolutions of stride 2 down to a small image and a linear layer; and back.
+
+    Parameters
+    ----------
+    image_shape : (channels, height, width)
+    channels : sequence of int
+        Of each convolution; each halves height and width.
+    n_latents, n_out : int
+        As for `dense`.
+
+    Returns
+    -------
+    encoder, decoder : Sequential
+    """
+    down, up, grid = _convolutions(image_shape, channels)
+    encoder = [nn.Unflatten(1, tuple(image_shape)), *down, nn.Flatten()]
+    encoder.append(nn.Linear(math.prod(grid), n_latents if n_out is None else n_out))
+    decoder = [nn.Linear(n_latents, math.prod(grid)), nn.Unflatten(1, grid), nn.ReLU()]
+    return nn.Sequential(*encoder), nn.Sequential(*decoder, *up, nn.Flatten())
+
+
+def convolutional_grid(image_shape, channels, code_features):
+    """As `convolutional`, but in between there is an image of vectors of `code_features`.
+
+    Returns
+    -------
+    encoder, decoder : Sequential
+        From (n, n_features) to (n, positions, code_features), and back.
+    grid : (height, width)
+    """
+    down, up, (last, *grid) = _convolutions(image_shape, channels)
+    encoder = [nn.Unflatten(1, tuple(image_shape)), *down, nn.Conv2d(last, code_features, 1)]
+    decoder = [nn.Unflatten(2, tuple(grid)), nn.Conv2d(code_features, last, 3, padding=1)]
+    encoder += [nn.Flatten(2), _Swapped()]
+    decoder = [_Swapped(), *decoder, nn.ReLU(), *up, nn.Flatten()]
+    return nn.Sequential(*encoder), nn.Sequential(*decoder), tuple(grid)
+
+
+def _perceptron(widths):
+    layers = []
+    for n_in, n_out in pairwise(widths):
+        layers += [nn.Linear(n_in, n_out), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def _convolutions(image_shape, channels):
+    """Layers down and up between an image and a small one, and the shape of that."""
+    planes, *size = image_shape
+    down, up = [], []
+    for wide in channels:
+        down += [nn.Conv2d(planes, wide, 3, stride=2, padding=1), nn.ReLU()]
+        up = [nn.Upsample(tuple(size)), nn.Conv2d(wide, planes, 3, padding=1), nn.ReLU(), *up]
+        planes, size = wide, [-(-side // 2) for side in size]
+    return down, up[:-1], (planes, *size)
+
+
+class _Swapped(nn.Module):
+    """(n, a, b) to (n, b, a)."""
+
+    def forward(self, x):
+        return x.transpose(1, 2)
+
+
+class Scaling(nn.Module):
+    """(x − offset) / scale, by numbers that are kept with the network; `back` undoes it."""
+
+    def __init__(self, offset=0.0, scale=1.0):
+        super().__init__()
+        self.register_buffer("offset", torch.tensor(float(offset)))
+        self.register_buffer("scale", torch.tensor(float(scale)))
+
+    def forward(self, x):
+        return (x.float() - self.offset) / self.scale
+
+    def back(self):
+        """The inverse, as a module."""
+        return Scaling(-self.offset / self.scale, 1 / self.scale)
+
+
+class AutoencoderNetwork(nn.Module):
+    """An encoder and a decoder, trained for the squared error.
+
+    Parameters
+    ----------
+    encoder, decoder : Module
+        Between rows that are scaled and latents.
+    scaling : Scaling
+        Of rows as they are given.
+    """
+
+    def __init__(self, encoder, decoder, scaling):
+        super().__init__()
+        self.encoder, self.decoder, self.scaling = encoder, decoder, scaling
+
+    def encode(self, x):
+        """Latents (n, n_latents) of rows (n, n_features)."""
+        return self.encoder(self.scaling(x))
+
+    def decode(self, z):
+        """Rows (n, n_features), in their own units, of latents."""
+        return self.decoder(z) * self.scaling.scale + self.scaling.offset
+
+    def loss(self, x):
+        """Mean squared error over all numbers, in units of the scale."""
+        x = self.scaling(x)
+        return F.mse_loss(self.decoder(self.encoder(x)), x)
+
+
+class VariationalNetwork(nn.Module):
+    """A variational autoencoder: q(z|x) = N(μ(x), diag σ²(x)), p(z) = N(0, I).
+
+    The bound E_q[log p(x|z)] − KL(q(z|x) ‖ p(z)) on log p(x) is estimated with z = μ + σ·ε and
+    ε ~ N(0, I), which has a gradient in μ and σ; the divergence is known in closed form,
+    ½ Σ (μ² + σ² − 1 − log σ²) (Kingma & Welling, "Auto-encoding variational Bayes", ICLR 2014).
+
+    Parameters
+    ----------
+    encoder : Module
+        (n, n_features) to (n, 2 n_latents): μ, then log σ².
+    decoder : Module
+        (n, n_latents) to (n, n_features): logits, or means.
+    scaling : Scaling
+    likelihood : {"bernoulli", "gaussian"}
+        Gaussian: one variance for all, learnt.
+    beta : float
+        Weight of the divergence in the loss (Higgins et al., "beta-VAE", ICLR 2017).
+    """
+
+    def __init__(self, encoder, decoder, scaling, likelihood, beta=1.0):
+        super().__init__()
+        self.encoder, self.decoder, self.scaling = encoder, decoder, scaling
+        self.likelihood, self.beta = likelihood, beta
+        if likelihood == "gaussian":
+            self.log_variance = nn.Parameter(torch.zeros(()))
+
+    def posterior(self, x):
+        """μ and log σ² of rows, (n, n_latents) each."""
+        mean, log_variance = self.encoder(self.scaling(x)).chunk(2, dim=1)
+        return mean, log_variance.clamp(-20, 20)  # so that no exp overflows on strange rows
+
+    def encode(self, x):
+        return self.posterior(x)[0]
+
+    def decode(self, z):
+        """Means of rows, in their own units."""
+        out = self.decoder(z)
+        if self.likelihood == "bernoulli":
+            return torch.sigmoid(out)
+        return out * self.scaling.scale + self.scaling.offset
+
+    def log_likelihood(self, x, z, seen=None):
+        """log p(x|z) in nats, (n,), of rows in their own units; `seen`: of these features only."""
+        x, out = self.scaling(x), self.decoder(z)
+        if self.likelihood == "bernoulli":
+            each = -F.binary_cross_entropy_with_logits(out, x, reduction="none")
+        else:
+            variance = self.log_variance.exp()
+            each = -0.5 * ((x - out) ** 2 / variance + self.log_variance + _LOG_2PI)
+            each = each - self.scaling.scale.log()
+        return each.sum(1) if seen is None else torch.where(seen, each, 0).sum(1)
+
+    def bound(self, x):
+        """log p(x|z) for one z drawn from q(z|x), and KL(q(z|x) ‖ p(z)): (n,) each, in nats."""
+        z, divergence = draw(*self.posterior(x))
+        return self.log_likelihood(x, z), divergence
+
+    def importance(self, x):
+        """log p(x, z) − log q(z|x) for one z drawn from q(z|x), (n,)."""
+        mean, log_variance = self.posterior(x)
+        noise = torch.randn_like(mean)
+        z = mean + (0.5 * log_variance).exp() * noise
+        return self.log_likelihood(x, z) + 0.5 * (noise**2 + log_variance - z**2).sum(1)
+
+    def loss(self, x):
+        """−E log p(x|z) + β KL, mean over rows; beside it "elbo" (β = 1) and "kl"."""
+        likelihood, divergence = (part.mean() for part in self.bound(x))
+        facts = {"elbo": (likelihood - divergence).item(), "kl": divergence.item()}
+        return self.beta * divergence - likelihood, facts
+
+
+def draw(mean, log_variance):
+    """z drawn from N(μ, diag σ²), with its gradient, and KL(N(μ, diag σ²) ‖ N(0, I)), (n,)."""
+    z = mean + (0.5 * log_variance).exp() * torch.randn_like(mean)
+    return z, 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).sum(1)
+
+
+class VQNetwork(nn.Module):
+    """An autoencoder whose latents are codewords at several positions.
+
+    Parameters
+    ----------
+    encoder : Module
+        (n, n_features) to (n, positions, code_features).
+    quantizer : Module
+        Returns a `Quantized`.
+    decoder : Module
+    scaling : Scaling
+
+    References
+    ----------
+    A. van den Oord, O. Vinyals, K. Kavukcuoglu, "Neural discrete representation learning",
+    NeurIPS 2017.
+    """
+
+    def __init__(self, encoder, quantizer, decoder, scaling):
+        super().__init__()
+        self.encoder, self.quantizer, self.decoder = encoder, quantizer, decoder
+        self.scaling = scaling
+
+    def encode(self, x):
+        """Codes (n, positions)."""
+        return self.quantizer.encode(self.encoder(self.scaling(x)))
+
+    def decode(self, codes):
+        """Rows of codes, in their own units."""
+        out = self.decoder(self.quantizer.decode(codes))
+        return out * self.scaling.scale + self.scaling.offset
+
+    def loss(self, x):
+        """Squared error and the quantizer's loss; beside it "error" and "perplexity"."""
+        x = self.scaling(x)
+        found = self.quantizer(self.encoder(x))
+        error = F.mse_loss(self.decoder(found.values), x)
+        facts = {"error": error.item(), "perplexity": found.perplexity.mean().item()}
+        return error + found.loss, facts
+
+
+class CodePrior(nn.Module):
+    """p(codes) = Π p(c_i | c_1 … c_{i−1}) by a recurrent network over the positions, in order.
+
+    Parameters
+    ----------
+    n_codewords, n_positions : int
+    width : int, default=128
+    """
+
+    def __init__(self, n_codewords, n_positions, width=128):
+        super().__init__()
+        self.codes = nn.Embedding(n_codewords + 1, width)  # the last: before the first code
+        self.places = nn.Parameter(0.1 * torch.randn(n_positions, width))
+        self.memory = nn.GRU(width, width, batch_first=True)
+        self.head = nn.Linear(width, n_codewords)
+
+    def forward(self, codes):
+        """Logits (n, positions, n_codewords) of each code, given those before it."""
+        before = F.pad(codes[:, :-1], (1, 0), value=self.codes.num_embeddings - 1)
+        memory, _ = self.memory(self.codes(before) + self.places)
+        return self.head(memory)
+
+    def nats(self, codes):
+        """−log p of codes, (n, positions)."""
+        return F.cross_entropy(self(codes).transpose(1, 2), codes, reduction="none")
+
+    def loss(self, codes):
+        return self.nats(codes.long()).mean()
+
+    def draw(self, n):
+        """Codes (n, positions) from PyTorch's global generator, position by position."""
+        code = torch.full((n,), self.codes.num_embeddings - 1)
+        drawn, state = [], None
+        for place in self.places:
+            step, state = self.memory((self.codes(code) + place)[:, None], state)
+            code = torch.multinomial(self.head(step[:, 0]).softmax(1), 1)[:, 0]
+            drawn.append(code)
+        return torch.stack(drawn, dim=1)
