@@ -19,6 +19,15 @@ from fastvq.neural.layers import (
     ResidualVectorQuantize,
     VectorQuantize,
 )
+from fastvq.neural.qat import (
+    FakeQuantize,
+    IntegerLayer,
+    QATSpec,
+    convert,
+    integer_layers,
+    prepare_qat,
+    simulate_exact,
+)
 from fastvq.neural.trainer import (
     Diverged,
     Trainer,
@@ -32,9 +41,12 @@ __all__ = [
     "AutoencoderCompressor",
     "Codebook",
     "Diverged",
+    "FakeQuantize",
     "FiniteScalarQuantize",
+    "IntegerLayer",
     "NotFiniteError",
     "ProductVectorQuantize",
+    "QATSpec",
     "Quantized",
     "ResidualVectorQuantize",
     "TrainState",
@@ -42,5 +54,9 @@ __all__ = [
     "VariationalAutoencoder",
     "VectorQuantize",
     "classification_loss",
+    "convert",
+    "integer_layers",
+    "prepare_qat",
     "regression_loss",
+    "simulate_exact",
 ]

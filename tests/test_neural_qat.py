@@ -1,0 +1,260 @@
+"""Quantization-aware training: grids, their gradients, networks, and integers that agree."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason='needs PyTorch: pip install "fastvq[torch]"')
+
+from sklearn.datasets import load_digits  # noqa: E402
+from torch import nn  # noqa: E402
+
+from fastvq.neural import (  # noqa: E402
+    FakeQuantize,
+    QATSpec,
+    Trainer,
+    classification_loss,
+    convert,
+    integer_layers,
+    prepare_qat,
+    simulate_exact,
+)
+
+METHODS = ["minmax", "average", "lsq", "pact"]
+
+
+@pytest.fixture(autouse=True)
+def one_thread_and_seed():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    X, y = load_digits(return_X_y=True)
+    return torch.from_numpy(X / 16).float().reshape(-1, 1, 8, 8), torch.from_numpy(y)
+
+
+def network():
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Dropout(0.1),
+        nn.Linear(256, 10),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(digits):
+    torch.manual_seed(0)
+    X, y = digits
+    trainer = Trainer(network(), classification_loss, max_epochs=10, batch_size=64, n_threads=1)
+    return trainer.fit(X[:1300], y[:1300]).model
+
+
+# ---- grids ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize("method", METHODS)
+def test_a_grid_has_its_codes(method, bits):
+    grid = FakeQuantize(bits, method)
+    x = torch.rand(4000)
+    grid(x)
+    codes = grid.codes(x)
+    assert codes.min() >= grid.least and codes.max() <= grid.most == 2 ** (bits - 1) - 1
+    assert len(codes.unique()) == 2**bits if method in ("minmax", "pact") else True
+    torch.testing.assert_close(grid(x), (codes - grid.zero_point) * grid.scale)
+    assert grid(torch.zeros(1)) == 0  # zero is on every grid: padding is exact
+
+
+def test_ranges():
+    smallest, moving = FakeQuantize(8, "minmax"), FakeQuantize(8, "average", decay=0.5)
+    for top in (1.0, 3.0, 2.0):
+        for grid in (smallest, moving):
+            grid(torch.tensor([-0.5, top]))
+    assert smallest.high == 3 and moving.high == 2 and smallest.low == moving.low == -0.5
+    smallest.eval()(torch.tensor([9.0]))
+    assert smallest.high == 3
+    assert smallest(torch.tensor([9.0])) == pytest.approx(3.0, abs=0.02)  # clipped
+
+
+@pytest.mark.parametrize("channels", [None, 5])
+def test_gradient_of_a_learnt_scale(channels):
+    """Equation (3) of the paper, times 1 / √(n · Q)."""
+    grid = FakeQuantize(3, "lsq", channels=channels, weights=True)
+    v = torch.randn(5, 40, dtype=torch.float64, requires_grad=True)
+    grid.double()(v)
+    upstream = torch.randn_like(v)
+    grid(v).backward(upstream)
+    s = grid.step.detach().reshape(-1, 1)
+    ratio = v.detach() / s
+    inside = (ratio > -4) & (ratio < 3)
+    local = torch.where(inside, ratio.round() - ratio, ratio.clamp(-4, 3))
+    factor = 1 / math.sqrt((200 if channels is None else 40) * 3)
+    wanted = (factor * local * upstream).reshape(len(s), -1).sum(1)
+    torch.testing.assert_close(grid.step.grad, wanted)
+    torch.testing.assert_close(v.grad, upstream * inside)
+
+
+def test_gradient_of_a_learnt_clip():
+    grid = FakeQuantize(4, "pact")
+    grid(torch.tensor([2.0]))
+    x = torch.tensor([-1.0, 0.5, 1.9, 3.0, 4.0], requires_grad=True)
+    grid(x).sum().backward()
+    assert grid.step.grad == 2 and x.grad.tolist() == [0, 1, 1, 0, 0]
+    assert grid(x)[-1] == 2
+    with pytest.raises(ValueError, match="negative"):
+        FakeQuantize(4, "pact")(torch.tensor([-1.0]))
+
+
+def test_all_zero_weights():
+    grid = FakeQuantize(4, "minmax", channels=3, weights=True)
+    assert (grid(torch.zeros(3, 2)) == 0).all()
+
+
+# ---- networks ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("granularity", ["channel", "tensor"])
+@pytest.mark.parametrize("activations", METHODS)
+@pytest.mark.parametrize("weights", ["minmax", "lsq"])
+def test_eight_bits_change_little(weights, activations, granularity, trained, digits):
+    """Batch norm is folded, and nothing of the model that was given changes."""
+    before = copy.deepcopy(trained.state_dict())
+    spec = QATSpec(weights=weights, activations=activations, granularity=granularity)
+    quantized = prepare_qat(trained, spec)
+    quantized(digits[0][:500])
+    x = digits[0][500:900]
+    with torch.no_grad():
+        found, wanted = quantized.eval()(x), trained(x)
+    assert (found - wanted).norm() < 0.04 * wanted.norm()
+    assert all(torch.equal(v, before[k]) for k, v in trained.state_dict().items())
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in quantized.modules())
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize(
+    ("weights", "activations"), [("lsq", "lsq"), ("minmax", "average"), ("lsq", "pact")]
+)
+def test_integers_agree_with_training(weights, activations, bits, trained, digits):
+    """Rounding of float32 apart: few codes differ, and those by one."""
+    X, y = digits
+    spec = QATSpec(bits, bits, weights=weights, activations=activations)
+    quantized = prepare_qat(trained, spec).train()
+    Trainer(quantized, classification_loss, max_epochs=1, batch_size=64).fit(X[:640], y[:640])
+    with torch.no_grad():
+        wanted = quantized(X[1300:])
+    found = simulate_exact(quantized, X[1300:])
+    assert found.dtype == torch.float32
+    assert (found.argmax(1) == wanted.argmax(1)).float().mean() > 0.98
+    close = torch.isclose(found, wanted, rtol=1e-4, atol=1e-4 * wanted.abs().max().item())
+    assert close.float().mean() > 0.9
+    layers = integer_layers(quantized)
+    assert list(layers) == ["0", "4", "8"]
+    for layer in layers.values():
+        assert layer.weight.dtype == torch.int8 and layer.bias.dtype == torch.int32
+        assert -(2 ** (bits - 1)) <= layer.weight.int().min()
+        assert layer.weight.int().max() < 2 ** (bits - 1)
+
+
+def test_integers_are_those_of_plain_numpy(trained, digits):
+    """The rule of requantization written out for two linear layers."""
+    torch.manual_seed(1)
+    net = nn.Sequential(nn.Linear(64, 20), nn.ReLU(), nn.Linear(20, 5))
+    quantized = prepare_qat(net, QATSpec(5, 6, activations="average"))
+    x = digits[0].flatten(1)
+    quantized(x)
+    found = simulate_exact(quantized, x).numpy()
+    a, b = integer_layers(quantized).values()
+    codes = np.rint(x.numpy() / np.float32(a.input_scale)) + a.input_zero_point
+    codes = codes.clip(-32, 31).astype(np.int64)
+    acc = (codes - a.input_zero_point) @ a.weight.numpy().astype(np.int64).T + a.bias.numpy()
+    m = (a.weight_scale.numpy().astype(np.float64) * a.input_scale / b.input_scale).astype(
+        np.float32
+    )
+    q = np.rint(acc.astype(np.float32) * m).astype(np.int64) + b.input_zero_point
+    q = q.clip(max(-32, b.input_zero_point), 31)  # ReLU: nothing below the code of zero
+    acc = (q - b.input_zero_point) @ b.weight.numpy().astype(np.int64).T + b.bias.numpy()
+    worth = (b.weight_scale.numpy().astype(np.float64) * b.input_scale).astype(np.float32)
+    assert (found == acc.astype(np.float32) * worth).all()
+
+
+def test_training_helps_and_learnt_scales_help_most(trained, digits):
+    """At two bits."""
+    X, y = digits
+    accuracy = {}
+    for weights, activations in (("minmax", "average"), ("lsq", "lsq")):
+        spec = QATSpec(2, 2, weights=weights, activations=activations)
+        quantized = prepare_qat(trained, spec).train()
+        quantized(X[:500])
+        trainer = Trainer(quantized, classification_loss, max_epochs=6, batch_size=64)
+        before = trainer.evaluate(X[1300:], y[1300:])["accuracy"]
+        trainer.fit(X[:1300], y[:1300])
+        accuracy[weights] = trainer.evaluate(X[1300:], y[1300:])["accuracy"]
+        assert accuracy[weights] > before
+    assert accuracy["lsq"] > accuracy["minmax"] and accuracy["lsq"] > 0.75
+
+
+def test_mixed_bits(trained):
+    spec = QATSpec(4, 4, outer_bits=8, layers={"4": {"weight_bits": 2, "activations": "pact"}})
+    quantized = prepare_qat(trained, spec)
+    bits = [(quantized[i].weight_grid.bits, quantized[i].input_grid.bits) for i in (0, 4, 8)]
+    assert bits == [(8, 8), (2, 4), (8, 8)] and quantized[4].input_grid.method == "pact"
+    left = prepare_qat(trained, QATSpec(layers={"8": None}))
+    assert isinstance(left[8], nn.Linear)
+
+
+def test_states_resume(trained, digits):
+    first, second = prepare_qat(trained), prepare_qat(network())
+    first(digits[0][:100])
+    second.load_state_dict(first.state_dict())
+    assert torch.equal(first.eval()(digits[0]), second.eval()(digits[0]))
+
+
+def test_wrong_things_are_named(trained, digits):
+    for options in (dict(weight_bits=1), dict(activation_bits=9), dict(weights="pact")):
+        with pytest.raises(ValueError, match=next(iter(options))):
+            QATSpec(**options)
+    with pytest.raises(ValueError, match="no linear or convolutional"):
+        prepare_qat(nn.ReLU())
+    with pytest.raises(ValueError, match="fit no layer.*head.*there are.*'0', '4', '8'"):
+        prepare_qat(trained, QATSpec(layers={"head*": {}}))
+    with pytest.raises(ValueError, match="must come from prepare_qat"):
+        simulate_exact(trained, digits[0])
+    with pytest.raises(ValueError, match="'0' has seen no batch"):
+        simulate_exact(prepare_qat(trained), digits[0])
+
+
+def test_what_integers_cannot_do_yet_is_named(digits):
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(36, 2))
+    quantized = prepare_qat(net)
+    quantized(digits[0][:50])
+    with pytest.raises(NotImplementedError, match="no integer arithmetic for 1"):
+        simulate_exact(quantized, digits[0][:5])
+    with pytest.raises(NotImplementedError, match="no operators on integers yet"):
+        convert(quantized)
+
+
+def test_functions_and_a_single_layer(digits):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(1, 4, 3), nn.Linear(36, 3, bias=False)
+
+        def forward(self, x):
+            x = nn.functional.max_pool2d(torch.relu(self.a(x)), 2)
+            return self.b(x.flatten(1))
+
+    quantized = prepare_qat(Net())
+    quantized(digits[0])
+    with torch.no_grad():
+        wanted = quantized.eval()(digits[0])
+    torch.testing.assert_close(simulate_exact(quantized, digits[0]), wanted, atol=0.02, rtol=0.05)
+    alone = prepare_qat(nn.Linear(8, 2))
+    alone(torch.randn(50, 8))
+    assert simulate_exact(alone, torch.randn(4, 8)).shape == (4, 2)
