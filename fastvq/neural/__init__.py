@@ -10,7 +10,15 @@ except ImportError as error:
     raise ImportError('fastvq.neural needs PyTorch: pip install "fastvq[torch]"') from error
 
 from fastvq.neural.autoencoders import VQVAE, AutoencoderCompressor, VariationalAutoencoder
+from fastvq.neural.classifier import VQClassifier
 from fastvq.neural.codebook import Codebook
+from fastvq.neural.distill import (
+    DistilledClassifier,
+    distillation_loss,
+    feature_loss,
+    logit_loss,
+    soft_target_loss,
+)
 from fastvq.neural.layers import (
     FiniteScalarQuantize,
     NotFiniteError,
@@ -19,6 +27,7 @@ from fastvq.neural.layers import (
     ResidualVectorQuantize,
     VectorQuantize,
 )
+from fastvq.neural.pruning import GradualPruning, group_lasso, l1
 from fastvq.neural.qat import (
     FakeQuantize,
     IntegerLayer,
@@ -40,9 +49,11 @@ __all__ = [
     "VQVAE",
     "AutoencoderCompressor",
     "Codebook",
+    "DistilledClassifier",
     "Diverged",
     "FakeQuantize",
     "FiniteScalarQuantize",
+    "GradualPruning",
     "IntegerLayer",
     "NotFiniteError",
     "ProductVectorQuantize",
@@ -51,12 +62,19 @@ __all__ = [
     "ResidualVectorQuantize",
     "TrainState",
     "Trainer",
+    "VQClassifier",
     "VariationalAutoencoder",
     "VectorQuantize",
     "classification_loss",
     "convert",
+    "distillation_loss",
+    "feature_loss",
+    "group_lasso",
     "integer_layers",
+    "l1",
+    "logit_loss",
     "prepare_qat",
     "regression_loss",
     "simulate_exact",
+    "soft_target_loss",
 ]
