@@ -20,7 +20,18 @@ import pytest
 import fastvq
 from fastvq import VectorQuantizer, _coded, _files, cli, container, entropy, kernels
 
-COMMANDS = ["info", "demo", "fit", "encode", "decode", "inspect", "image"]
+COMMANDS = [
+    "info",
+    "demo",
+    "fit",
+    "encode",
+    "decode",
+    "inspect",
+    "image",
+    "compress",
+    "check",
+    "run",
+]
 PROGRAM = [sys.executable, "-m", "fastvq.cli"]
 # A program started in another folder finds the package that is tested, installed or not.
 SOURCE = str(Path(fastvq.__file__).parents[1])

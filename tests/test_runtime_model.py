@@ -339,3 +339,19 @@ assert function({{"a": np.ones(2)}}).nbytes == fastvq.compress({{"a": np.ones(2)
             fastvq.compress([1, 2])
         with pytest.raises(ValueError, match="scheme must be one of float32, float16"):
             fastvq.compress({}, scheme="tea")
+
+
+def test_values_known_beforehand_are_read_as_they_are():
+    """A definition may give a view: kernels would read past what it shows."""
+    graph = Graph(
+        [
+            Node("Expand", ("row", "shape"), ("rows",)),
+            Node("Transpose", ("rows",), ("columns",), {"order": (1, 0)}),
+            Node("Binary", ("x", "columns"), ("y",), {"function": "add"}),
+        ],
+        [Value("x", "float32", ("N", 3, 4))],
+        [Value("y", "float32", ("N", 3, 4))],
+        {"row": Raw(np.array([1, 2, 3], np.float32)), "shape": Raw(np.array([4, 3]))},
+    )
+    y = CompressedModel(graph)(np.zeros((2, 3, 4), np.float32))
+    np.testing.assert_array_equal(y, np.broadcast_to([[1], [2], [3]], (2, 3, 4)))

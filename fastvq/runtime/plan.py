@@ -149,7 +149,11 @@ class Plan:
                 arrays = [None if t is None else _stand_in(t) for t in inputs]
                 values = operator.run(arrays, node.attributes)
                 pairs = zip(node.outputs, values, strict=False)
-                return [Tensor(name, v.shape, v.dtype, value=v) for name, v in pairs]
+                # Kernels read values where they lie: not the views that some definitions give.
+                return [
+                    Tensor(name, v.shape, v.dtype, value=np.asarray(v, order="C"))
+                    for name, v in pairs
+                ]
         except (ValueError, TypeError, IndexError, KeyError) as error:
             raise GraphError(f"{node}: {error}") from None
         names = [*node.outputs, *[""] * (len(forms) - len(node.outputs))]
