@@ -40,7 +40,8 @@ BASE = {"_validation", "_threads", "_kernels", "_progress", "kernels", "containe
 FLOORS["vq"] = BASE | {"_screen"}
 FLOORS["runtime"] = BASE - {"_progress"} | {"_dots"}
 FLOORS["compress"] = BASE | {"vq", "runtime"}
-FLOORS["neural"] = FLOORS["distributed"] = BASE | {"vq", "compress"}
+FLOORS["distributed"] = BASE | {"vq", "compress"}
+FLOORS["neural"] = BASE | {"vq", "compress", "runtime"}
 FLOORS["exchange"] = {"vq"}
 FLOORS["_load"] = {"container", "vq", "runtime"}
 FLOORS["demo"] = {"fastvq", *FLOORS}

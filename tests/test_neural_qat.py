@@ -236,8 +236,8 @@ def test_what_integers_cannot_do_yet_is_named(digits):
     quantized(digits[0][:50])
     with pytest.raises(NotImplementedError, match="no integer arithmetic for 1"):
         simulate_exact(quantized, digits[0][:5])
-    with pytest.raises(NotImplementedError, match="no operators on integers yet"):
-        convert(quantized)
+    with pytest.raises(NotImplementedError, match="no integer layer for 1"):
+        convert(quantized, digits[0])
 
 
 def test_functions_and_a_single_layer(digits):
@@ -258,3 +258,70 @@ def test_functions_and_a_single_layer(digits):
     alone = prepare_qat(nn.Linear(8, 2))
     alone(torch.randn(50, 8))
     assert simulate_exact(alone, torch.randn(4, 8)).shape == (4, 2)
+
+
+# ---- what runs -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        QATSpec(),
+        QATSpec(4, 4),
+        QATSpec(2, 3, activations="average", weights="minmax", outer_bits=8),
+    ],
+    ids=str,
+)
+def test_the_runtime_gives_what_was_simulated(spec, trained, digits, tmp_path, run_python):
+    """Bit for bit: compiled, from a file, and where every operator runs in NumPy."""
+    X, y = digits
+    quantized = prepare_qat(trained, spec).train()
+    Trainer(quantized, classification_loss, max_epochs=1, batch_size=64).fit(X[:640], y[:640])
+    wanted = simulate_exact(quantized, X[1300:]).numpy()
+    compressed = convert(quantized, X[:1])
+    assert (compressed(X[1300:].numpy()) == wanted).all()
+    assert (compressed(X[1300:1301].numpy()) == wanted[:1]).all()
+    compressed.save(tmp_path / "model.fvq")
+    np.save(tmp_path / "x.npy", X[1300:].numpy())
+    np.save(tmp_path / "y.npy", wanted)
+    code = (
+        "import sys; sys.modules['torch'] = None; import numpy as np, fastvq\n"
+        "y = fastvq.load('model.fvq')(np.load('x.npy')); assert (y == np.load('y.npy')).all()"
+    )
+    run_python(code, FASTVQ_LEVEL="numpy")
+
+
+def test_convolutions_of_all_kinds(digits):
+    """Padding, strides, groups, dilation, pooling with a step, and a ReLU at the end."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Conv2d(1, 6, (3, 2), padding=(2, 1), stride=(1, 2))
+            self.b = nn.Conv2d(6, 12, 3, groups=3, dilation=2, padding=2)
+            self.c, self.d = nn.Linear(24, 7), nn.Linear(7, 3, bias=False)
+
+        def forward(self, x):
+            x = nn.functional.max_pool2d(torch.relu(self.a(x)), 3, 2, padding=1)
+            x = nn.functional.max_pool2d(self.b(x), 2).flatten(1)
+            return self.d(self.c(x)).relu()
+
+    quantized = prepare_qat(Net(), QATSpec(6, 5))
+    quantized(digits[0])
+    wanted = simulate_exact(quantized, digits[0]).numpy()
+    assert (convert(quantized, digits[0])(digits[0].numpy()) == wanted).all() and wanted.any()
+
+
+def test_a_branch_is_named(digits):
+    class Branch(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 2)
+
+        def forward(self, x):
+            return self.b(x + self.a(x))
+
+    quantized = prepare_qat(Branch())
+    quantized(torch.randn(9, 8))
+    with pytest.raises(NotImplementedError, match="a branch at"):
+        convert(quantized, torch.randn(9, 8))

@@ -12,6 +12,7 @@ except ImportError as error:
 from fastvq.neural.autoencoders import VQVAE, AutoencoderCompressor, VariationalAutoencoder
 from fastvq.neural.classifier import VQClassifier
 from fastvq.neural.codebook import Codebook
+from fastvq.neural.convert import convert
 from fastvq.neural.distill import (
     DistilledClassifier,
     distillation_loss,
@@ -32,7 +33,6 @@ from fastvq.neural.qat import (
     FakeQuantize,
     IntegerLayer,
     QATSpec,
-    convert,
     integer_layers,
     prepare_qat,
     simulate_exact,

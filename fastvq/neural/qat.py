@@ -37,7 +37,6 @@ __all__ = [
     "FakeQuantize",
     "IntegerLayer",
     "QATSpec",
-    "convert",
     "integer_layers",
     "prepare_qat",
     "simulate_exact",
@@ -396,24 +395,9 @@ def simulate_exact(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
         Where a sum does not fit in 32 bits.
     """
     integer_layers(model)  # which says what is wrong with it
-    model = nn.Sequential(copy.deepcopy(model)).eval()  # so that a single layer is a leaf as well
-    graph = _Tracer().trace(model)
-    out = _Exact(fx.GraphModule(model, graph)).run(x)
+    model = copy.deepcopy(model).eval()
+    out = _Exact(fx.GraphModule(nn.Sequential(model), trace(model))).run(x)
     return out.real() if isinstance(out, _Sums) else out
-
-
-def convert(model: nn.Module) -> Any:
-    """The network as a `CompressedModel`; not there yet.
-
-    The operators on integers of the runtime are written apart from this module. They are to read
-    `integer_layers(model)` and to agree with `simulate_exact` bit for bit; until they are there,
-    this raises NotImplementedError.
-    """
-    integer_layers(model)
-    raise NotImplementedError(
-        "the runtime has no operators on integers yet: integer_layers(model) has the weights, "
-        "simulate_exact(model, x) what they will give"
-    )
 
 
 # ---- inside --------------------------------------------------------------------------------
@@ -482,15 +466,20 @@ class _Sums(NamedTuple):
         return _Sums(reshape(self.whole), reshape(worth))
 
 
+def trace(model):
+    """The graph of ``nn.Sequential(model)``, in which a single layer is a leaf as any other."""
+    return _Tracer().trace(nn.Sequential(model))
+
+
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, module, name):
         return isinstance(module, QuantizedLayer) or super().is_leaf_module(module, name)
 
 
-_RELU = (nn.ReLU, F.relu, torch.relu, "relu")
-_POOL = (nn.MaxPool1d, nn.MaxPool2d, F.max_pool1d, F.max_pool2d, torch.max_pool2d)
-_SHAPE = (nn.Flatten, nn.Unflatten, torch.flatten, torch.reshape, "flatten", "view", "reshape")
-_NOTHING = (nn.Identity, nn.Dropout, nn.Dropout2d, F.dropout, "contiguous")
+RELU = (nn.ReLU, F.relu, torch.relu, "relu")
+POOL = (nn.MaxPool1d, nn.MaxPool2d, F.max_pool1d, F.max_pool2d, torch.max_pool2d)
+SHAPE = (nn.Flatten, nn.Unflatten, torch.flatten, torch.reshape, "flatten", "view", "reshape")
+NOTHING = (nn.Identity, nn.Dropout, nn.Dropout2d, F.dropout, "contiguous")
 
 
 class _Exact(fx.Interpreter):
@@ -517,13 +506,13 @@ class _Exact(fx.Interpreter):
             return function(*args, **kwargs)
         (value, *rest) = args
         if len(sums) == 1 and isinstance(value, _Sums):
-            if kind in _NOTHING:
+            if kind in NOTHING:
                 return value
-            if kind in _RELU:
+            if kind in RELU:
                 return _Sums(value.whole.clamp_min(0), value.worth)
-            if kind in _POOL:
+            if kind in POOL:
                 return _Sums(function(value.whole, *rest, **kwargs), value.worth)
-            if kind in _SHAPE:
+            if kind in SHAPE:
                 return value.both(lambda part: function(part, *rest, **kwargs))
             if kind in ("size", "dim"):
                 return function(value.whole, *rest, **kwargs)
