@@ -12,7 +12,7 @@ except ImportError as error:
 from fastvq.neural.autoencoders import VQVAE, AutoencoderCompressor, VariationalAutoencoder
 from fastvq.neural.classifier import VQClassifier
 from fastvq.neural.codebook import Codebook
-from fastvq.neural.convert import convert
+from fastvq.neural.conversion import convert
 from fastvq.neural.distill import (
     DistilledClassifier,
     distillation_loss,
