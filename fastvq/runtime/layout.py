@@ -19,9 +19,12 @@ from fastvq.runtime.graph import DTYPES, Graph, Node
 from fastvq.runtime.ops import Form, operators
 from fastvq.runtime.rewrite import Derived, Rewriting
 
-__all__ = ["settled"]
+__all__ = ["forms", "settled"]
 
-_ELEMENTWISE = frozenset(["Unary", "Cast", "Binary", "Where"])
+_ELEMENTWISE = frozenset(["Unary", "Cast", "Binary", "Where", "QAdd"])
+# Those whose constants are the same for every element, or belong to the last axis.
+_STEPS = frozenset(["Quantize", "Dequantize"])
+_DENSE = frozenset(["Dense", "MatMul", "QDense", "DynamicDense"])
 # Operators with one attribute that names an axis, all of whose inputs are of one shape but there.
 _ALONG = frozenset(["Concat", "Softmax", "Split"])
 
@@ -68,6 +71,8 @@ class _Sinking(Rewriting):
             rule = {
                 **dict.fromkeys(_ELEMENTWISE, self._elementwise),
                 **dict.fromkeys(_ALONG, self._along),
+                **dict.fromkeys(_STEPS, self._steps),
+                "QTable": self._table,
                 "Pad": self._pad,
                 "Reduce": self._reduce,
                 "Flatten": self._flatten,
@@ -145,6 +150,19 @@ class _Sinking(Rewriting):
         self._add(node, inputs, order)
         return True
 
+    def _steps(self, node):
+        return not any(self._has_axes(n) for n in node.inputs[1:]) and self._elementwise(node)
+
+    def _has_axes(self, name):
+        return name and (name not in self.constants or self.constants[name].shape != ())
+
+    def _table(self, node):
+        x, table = node.inputs
+        if x not in self._there or table in self._there:
+            return False
+        self._add(node, [self._there[x].name, table], self._there[x].order)
+        return True
+
     def _along(self, node):
         order = self._common_order(node.inputs)
         if order is None or any(name in self.constants for name in node.inputs):
@@ -218,7 +236,7 @@ class _Sinking(Rewriting):
 
     def _dense_weight(self, user, value, n_features):
         """(name, its axis of features) of the matrix of a dense layer that nobody else reads."""
-        if user.operator not in ("Dense", "MatMul") or user.inputs[0] != value:
+        if user.operator not in _DENSE or user.inputs[0] != value:
             return None
         name = user.inputs[1]
         readers = self._users.get(name, [])
@@ -230,7 +248,7 @@ class _Sinking(Rewriting):
         flipped = user.attributes.get("transpose_b", False)
         if user.attributes.get("transpose_a", False):
             return None
-        axis = 1 if user.operator == "Dense" or flipped else 0
+        axis = 0 if user.operator == "MatMul" and not flipped else 1
         return (name, axis) if matrix.shape[axis] == n_features else None
 
     def _reorder(self, weight, order):
@@ -256,24 +274,27 @@ def _shapes(graph):
 
     The shape rules are run for two choices of the named dimensions; what agrees does not depend.
     """
-    first, second = _forms(graph, 2), _forms(graph, 3)
+    first, second = forms(graph, 2), forms(graph, 3)
     return {
-        name: tuple(a if a == b else None for a, b in zip(shape, second[name], strict=True))
-        for name, shape in first.items()
-        if len(shape) == len(second.get(name, ()))
+        name: tuple(
+            a if a == b else None for a, b in zip(form.shape, second[name].shape, strict=True)
+        )
+        for name, form in first.items()
+        if name in second and len(form.shape) == len(second[name].shape)
     }
 
 
-def _forms(graph, number):
-    forms = {}
+def forms(graph: Graph, number: int) -> dict[str, Form]:
+    """What is known of the values where all named dimensions are that number."""
+    known: dict[str, Form] = {}
     for value in graph.inputs:
         shape = [number if isinstance(n, str) else n for n in value.shape]
-        forms[value.name] = Form(tuple(shape), DTYPES[value.dtype])
+        known[value.name] = Form(tuple(shape), DTYPES[value.dtype])
     for name, tensor in graph.constants.items():
         small = tensor.dtype.kind != "f"
-        forms[name] = Form(tensor.shape, tensor.dtype, tensor.decode() if small else None)
+        known[name] = Form(tensor.shape, tensor.dtype, tensor.decode() if small else None)
     for node in graph.nodes:
-        inputs = [forms.get(name) if name else None for name in node.inputs]
+        inputs = [known.get(name) if name else None for name in node.inputs]
         if any(name and form is None for name, form in zip(node.inputs, inputs, strict=True)):
             continue
         operator = operators()[node.operator]
@@ -285,5 +306,5 @@ def _forms(graph, number):
                 found = [Form(v.shape, v.dtype, v) for v in values]
         except (ValueError, TypeError, IndexError, KeyError):
             continue  # what it makes is not known; whoever runs the graph hears of the error
-        forms.update(zip(node.outputs, found, strict=False))
-    return {name: form.shape for name, form in forms.items()}
+        known.update(zip(node.outputs, found, strict=False))
+    return known

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from fastvq.runtime.affine import Affine
 from fastvq.runtime.encoding import Raw
 from fastvq.runtime.graph import Graph, Node
 from fastvq.runtime.ops import operators
@@ -18,6 +19,8 @@ __all__ = ["Builder"]
 # Results larger than this, and larger than twice what they are made of, are left to the plan:
 # zeros of some shape need not travel in a file.
 _SMALL = 1 << 16
+# Values in a row that may share a scale where not the whole row does.
+_BLOCKS = (256, 128, 64, 32, 16, 8)
 
 
 class Builder:
@@ -27,10 +30,13 @@ class Builder:
     ----------
     label : str
         The name that nodes get while it stands.
+    notes : dict
+        What an importer wants to remember of a value, by its name.
     """
 
     def __init__(self):
         self.label = ""
+        self.notes: dict[str, object] = {}
         self._nodes: list[Node] = []
         self._maker: dict[str, Node] = {}
         self._constants: dict[str, np.ndarray] = {}
@@ -38,6 +44,8 @@ class Builder:
         self._folded: dict[tuple, tuple[str, ...]] = {}
         self._names: dict[str, str] = {}  # better names, for the end
         self._taken: set[str] = set()
+        # Of constants that are scale · (q - zero point): q, scales, zero points, all of one shape.
+        self._steps: dict[str, tuple[np.ndarray, ...]] = {}
 
     # ---- values ------------------------------------------------------------------------------
 
@@ -57,6 +65,24 @@ class Builder:
         if array.nbytes > _SMALL or key not in self._folded:
             self._folded[key] = (self.enter(self._fresh(name), array),)
         return self._folded[key][0]
+
+    def evenly_spaced(self, values, scales, zero_points, name):
+        """The constant scale · (values - zero point), which stays 8 bits wide in files.
+
+        Parameters
+        ----------
+        values : ndarray of int8
+        scales, zero_points : ndarrays of float32 and int8 that broadcast to the shape of `values`
+        name : str
+            The constant that it was made of.
+        """
+        levels = values.astype(np.float32) - zero_points.astype(np.float32)
+        fresh = self.enter(self._fresh(f"{name}.real"), levels * scales)
+        self._origin[fresh] = self._origin.get(name, name)
+        self._steps[fresh] = tuple(
+            np.broadcast_to(a, values.shape) for a in (values, scales, zero_points)
+        )
+        return fresh
 
     def value(self, name):
         """The array of a constant, else None."""
@@ -169,8 +195,17 @@ class Builder:
             )
             for node in nodes
         ]
-        kept = {names.get(name, name): Raw(stored(array)) for name, array in constants.items()}
-        return Graph(renamed, inputs, [value for value, _ in outputs], kept)
+        kept, unfolding = {}, []
+        for name, array in constants.items():
+            encoded = _affine(*self._steps[name]) if name in self._steps else None
+            encoded, final = encoded or Raw(stored(array)), names.get(name, name)
+            if encoded.shape == array.shape:
+                kept[final] = encoded
+                continue
+            blocks, shape = self._fresh(f"{final}.blocks"), self._fresh(f"{final}.shape")
+            kept[blocks], kept[shape] = encoded, Raw(np.array(array.shape, np.int64))
+            unfolding.append(Node("Reshape", (blocks, shape), (final,)))
+        return Graph([*unfolding, *renamed], inputs, [value for value, _ in outputs], kept)
 
     def _original_names(self, constants):
         """A computed constant takes the name of what it was made of where that is not needed."""
@@ -200,6 +235,11 @@ class Builder:
             name = self._fresh(f"{origin or self.label}.{operator.lower()}")
             names.append(self.enter(name, np.ascontiguousarray(array).reshape(array.shape)))
             self._origin[name] = origin
+        if operator in ("Transpose", "Reshape") and inputs[0] in self._steps:
+            self._steps[names[0]] = tuple(
+                operators()[operator].run([a, *arrays[1:]], attributes)[0]
+                for a in self._steps[inputs[0]]
+            )
         self._folded[key] = tuple(names)
         return self._folded[key]
 
@@ -220,3 +260,24 @@ def _needed(nodes, wanted, names):
             wanted.update(node.inputs)
             needed.append(node)
     return needed[::-1]
+
+
+def _affine(values, scales, zero_points):
+    """Steps whose scales are the same in a row, or in each block of it; None where they are not.
+
+    Blocks become the rows.
+    """
+    if values.ndim < 2 or not values.size or not (np.isfinite(scales) & (scales >= 0)).all():
+        return None
+    width = values.size // len(values)
+    for block in (width, *(b for b in _BLOCKS if b < width and not width % b)):
+        by_block = [a.reshape(-1, block) for a in (scales, zero_points)]
+        if any((a != a[:, :1]).any() for a in by_block):
+            continue
+        per_row = [np.ascontiguousarray(a[:, 0]) for a in by_block]
+        if all((a == a[0]).all() for a in per_row):
+            per_row = [a[:1] for a in per_row]
+        points = per_row[1] if per_row[1].any() else None
+        values = values if block == width else values.reshape(-1, block)
+        return Affine(values, per_row[0], points)
+    return None

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from contextlib import suppress
+from copy import copy
 from typing import NamedTuple
 
 import numpy as np
@@ -27,9 +28,13 @@ except ImportError as error:
         "ONNX models need the onnx package: pip install fastvq[onnx]", name=error.name
     ) from error
 
-from fastvq.compress.importers import onnx_ml  # noqa: F401 - enters its operators into the table
+from fastvq.compress.importers import (  # noqa: F401 - they enter operators into the table
+    onnx_integers,
+    onnx_ml,
+)
 from fastvq.compress.importers.builder import Builder
 from fastvq.compress.importers.onnx_operators import ELEMENTS, OPERATORS, as_array, element
+from fastvq.compress.qdq import in_integers
 from fastvq.runtime.graph import Graph, Value
 
 __all__ = ["Missing", "UnsupportedModel", "from_onnx", "missing", "supported"]
@@ -90,7 +95,7 @@ def from_onnx(model) -> tuple[Graph, dict]:
     translation = _Translation(_loaded(model))
     if translation.missing:
         raise UnsupportedModel(translation.missing)
-    return translation.graph(), translation.metadata()
+    return in_integers(translation.graph()), translation.metadata()
 
 
 def missing(model) -> list[Missing]:
@@ -100,9 +105,9 @@ def missing(model) -> list[Missing]:
 
 def supported() -> dict[str, list[str]]:
     """The ONNX operators that can be imported, by domain; see also :func:`missing`."""
-    found: dict[str, list[str]] = {"ai.onnx": [], "ai.onnx.ml": []}
+    found: dict[str, list[str]] = {}
     for domain, name in OPERATORS:
-        found[domain or "ai.onnx"].append(name)
+        found.setdefault(domain or "ai.onnx", []).append(name)
     return {domain: sorted(names) for domain, names in found.items()}
 
 
@@ -119,6 +124,8 @@ class OnnxNode:
     outputs : list of ONNX names; "" for one that nobody wants
     attributes : dict, defaults of the opset included
     """
+
+    _floats = False  # whether it stands for one of integers, and reads what they stand for
 
     def __init__(self, proto, attributes, inputs, translation, opset, types):
         self.operator, self.outputs = proto.op_type, [*proto.output]
@@ -150,7 +157,8 @@ class OnnxNode:
         array = self._translation.build.value(self.input(number))
         if array is not None:
             return array.dtype.name
-        return self._types.get(self._proto.input[number], (None, None))[0]
+        found = self._types.get(self._proto.input[number], (None, None))[0]
+        return "float32" if self._floats else found
 
     def constant(self, number, what):
         """The array of an input that has to be a constant; None where it is left out."""
@@ -182,6 +190,18 @@ class OnnxNode:
     def alone(self, number):
         """Whether this node alone reads the input."""
         return self._translation.uses.get(self._proto.input[number]) == 1
+
+    def reading(self, operator, inputs, places, **attributes):
+        """A node of another operator in its place.
+
+        `places` says of each of its inputs which of this node's it stands for: it has its shape.
+        """
+        other = copy(self)
+        other.operator, other.inputs = operator, [*inputs]
+        other.attributes = {**self.attributes, **attributes}
+        other._proto = onnx.NodeProto(input=[self._proto.input[i] for i in places])
+        other._floats, other.opset = True, self._translation.opsets.get("", 1)
+        return other
 
 
 # ---- the model, node by node ---------------------------------------------------------------------
@@ -436,11 +456,14 @@ def _as_half(array):
 def _attributes(proto, domain, opset):
     """Attributes as Python values, with the defaults that the opset gives them."""
     found = {}
+    given = {a.name: _python(a) for a in proto.attribute}
+    if not defs.has(proto.op_type, domain):  # operators of onnxruntime: their rows know them
+        return given
     schema = defs.get_schema(proto.op_type, opset, domain)
     for name, attribute in schema.attributes.items():
         if attribute.default_value.type:
             found[name] = _python(attribute.default_value)
-    found |= {a.name: _python(a) for a in proto.attribute}
+    found |= given
     for name, attribute in schema.attributes.items():
         if attribute.required and name not in found:
             raise ValueError(f"it has no attribute {name!r}")

@@ -179,11 +179,13 @@ def binary(b, node):
 def _with_bias(b, node, number):
     """The dense layer that makes an input, with the other input as its bias; None if it is none."""
     made, bias = b.maker(node.input(number)), b.value(node.input(1 - number))
-    if made is None or made.operator != "Dense" or len(made.inputs) > 2 or bias is None:
+    # DynamicDense reads scales before its bias.
+    before = {"Dense": 2, "DynamicDense": 3}
+    if made is None or len(made.inputs) != before.get(made.operator) or bias is None:
         return None
     if not node.alone(number) or bias.shape != b.value(made.inputs[1]).shape[:1]:
         return None
-    return b.add("Dense", *made.inputs, node.input(1 - number))
+    return b.add(made.operator, *made.inputs, node.input(1 - number))
 
 
 @imports("BitShift")
@@ -908,44 +910,3 @@ def space_to_depth(b, node):
     crd = node.attributes.get("mode") == "CRD"
     y = b.transpose(y, (0, 1, 3, 5, 2, 4) if crd else (0, 3, 5, 1, 2, 4))
     return b.reshape(y, b.dimensions(x, 0, 1), -1, small)
-
-
-# ---- numbers of few bits, as floats --------------------------------------------------------------
-
-
-@imports("DequantizeLinear")
-def dequantize(b, node):
-    x, scale, zero = (node.input(i) for i in range(3))
-    scale, zero = _along_channels(b, node, scale, zero)
-    y = b.add("Cast", x, dtype="float32")
-    if zero:
-        y = b.binary("subtract", y, b.add("Cast", zero, dtype="float32"))
-    return b.binary("multiply", y, scale)
-
-
-@imports("QuantizeLinear")
-def quantize(b, node):
-    x, scale, zero = (node.input(i) for i in range(3))
-    dtype = node.dtype(2) if zero else "uint8"
-    if not zero and node.attributes.get("output_dtype"):
-        dtype = element(node.attributes["output_dtype"])
-    scale, zero = _along_channels(b, node, scale, zero)
-    x = x if node.dtype(0) == "float32" else b.add("Cast", x, dtype="float32")
-    y = b.unary("round", b.binary("divide", x, scale))
-    if zero:
-        y = b.binary("add", y, b.add("Cast", zero, dtype="float32"))
-    limits = np.iinfo(dtype)
-    return b.add("Cast", b.unary("clip", y, limits.min, limits.max), dtype=dtype)
-
-
-def _along_channels(b, node, *values):
-    """Scale and zero point with the shape in which they go with x."""
-    if node.attributes.get("block_size"):
-        raise ValueError("scales of blocks (block_size) are not supported")
-    shape = node.shape(1)
-    if shape is None or len(shape) == 0 or shape == (1,):
-        return values
-    rank = node.rank(0)
-    axis = node.attributes["axis"] % rank
-    wide = [-1, *[1] * (rank - 1 - axis)]
-    return [value and b.reshape(value, *wide) for value in values]

@@ -70,10 +70,10 @@ def _check_layer(x, weight, multiplier, bias, table, dtype):
         raise ValueError(f"table must be int8 of shape (256,), got {table.shape} of {table.dtype}")
     if dtype not in ("int8", "float32"):
         raise ValueError(f"dtype must be int8 or float32, got {dtype!r}")
-    _check_sums(weight, bias)
+    check_sums(weight, bias)
 
 
-def _check_sums(weight, bias):
+def check_sums(weight, bias):
     """255 times the sum of |w| and the bias of a column must fit in 32 bits."""
     width, most = math.prod(weight.shape[1:]), np.iinfo(np.int32).max
     if width > _WIDEST:
