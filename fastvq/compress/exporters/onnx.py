@@ -3,7 +3,10 @@
 What the importer ends, begins here: channels go first around convolutions and pooling, weights are
 turned into ONNX's order, and what ONNX's operators do not do by themselves becomes several of them.
 :data:`EXPORTS` has a function for every operator of :mod:`fastvq.runtime.ops`. Weights are written
-decoded, except that those stored as float16 stay so, with a Cast behind them.
+decoded, except that those stored as float16 stay so, with a Cast behind them, and those of 8 bits,
+with a DequantizeLinear. Layers of integers are float layers between DequantizeLinear and
+QuantizeLinear, which onnxruntime makes integer layers of. Their scales are not in our graph, only
+what is made of them: inputs and outputs are written in units of their steps.
 """
 
 from __future__ import annotations
@@ -13,8 +16,9 @@ import math
 
 import numpy as np
 
+from fastvq.runtime.affine import Affine
 from fastvq.runtime.graph import DTYPES, Graph, GraphError
-from fastvq.runtime.ops import operators
+from fastvq.runtime.ops import Form, operators
 from fastvq.runtime.plan import Plan
 
 try:
@@ -99,7 +103,7 @@ class _Export:
         """An initializer of these values."""
         name = self.new()
         array = np.asarray(values, dtype)
-        self.initializers.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+        self.initializers.append(numpy_helper.from_array(np.array(array, order="C"), name))
         self._known.add(name)
         return name
 
@@ -126,7 +130,9 @@ class _Export:
         if name in self.graph.constants and name not in self._known:
             self._known.add(name)
             encoded = self.graph.constants[name]
-            if encoded.scheme == "float16":
+            if isinstance(encoded, Affine):
+                self.steps(encoded, range(len(encoded.shape)), to=name)
+            elif encoded.scheme == "float16":
                 half = self.constant(encoded.parts()[""])
                 self.made("Cast", [half], name, to=TensorProto.FLOAT)
             else:
@@ -143,6 +149,9 @@ class _Export:
 
     def turned(self, name, order, array=None):
         """A weight with its axes in another order: in the file, where it is a constant."""
+        encoded = self.graph.constants.get(name)
+        if array is None and isinstance(encoded, Affine):
+            return self.steps(encoded, order)
         array = self.value(name) if array is None else array
         if array is None:
             return self.add("Transpose", name, perm=order)
@@ -150,6 +159,19 @@ class _Export:
         turned = np.transpose(array, order)
         stored = self.constant(turned, np.float16 if half else None)
         return self.cast(stored, "float32") if half else stored
+
+    def steps(self, encoded, order, to=None):
+        """Floats of a constant of evenly spaced steps, with its axes in another order."""
+        parts, order = encoded.parts(), list(order)
+        single = len(encoded.scales) == 1
+        zeros = parts.get("zero_points", np.zeros(encoded.scales.shape, np.int8))
+        return self.add(
+            "DequantizeLinear",
+            self.constant(np.transpose(encoded.values, order)),
+            *(self.constant(a[0] if single else a) for a in (encoded.scales, zeros)),
+            to=to,
+            axis=None if single else order.index(0),
+        )
 
     def cast(self, name, dtype):
         element = helper.np_dtype_to_tensor_dtype(DTYPES[dtype])
@@ -299,10 +321,23 @@ def _ending(export, y, activation, alpha, beta, to):
     return _function(export, y, activation, alpha, beta, to)
 
 
+def _real_matrix(export, matrix):
+    """A matrix of steps for a product with floats.
+
+    Straight behind its DequantizeLinear, onnxruntime would take such a product for one of few
+    bits, and round the floats to 8 bits too.
+    """
+    deep = export.add("Unsqueeze", matrix, export.whole(0))
+    return export.add("Squeeze", deep, export.whole(0))
+
+
 @_exports("Dense")
 def _dense(export, node, *, activation, alpha, beta):
     x, weight, bias = [*node.inputs, ""][:3]
-    y = export.add("MatMul", x, export.turned(weight, (1, 0)))
+    matrix = export.turned(weight, (1, 0))
+    if isinstance(export.graph.constants.get(weight), Affine):
+        matrix = _real_matrix(export, matrix)
+    y = export.add("MatMul", x, matrix)
     y = export.add("Add", y, bias) if bias else y
     _ending(export, y, activation, alpha, beta, node.outputs[0])
 
@@ -397,6 +432,252 @@ def _distances(export, node, *, metric):
     else:
         operator = {"squared": "SumSquare", "euclidean": "L2", "manhattan": "L1"}[metric]
         export.add(f"Reduce{operator}", difference, export.whole(2), to=to, keepdims=0)
+
+
+# ---- integers ------------------------------------------------------------------------------------
+
+
+def _from_steps(export, x, zero_point=0, scale=1.0):
+    """The floats of steps of int8, or wider ones, which DequantizeLinear does not know."""
+    if export.dtype(x) == np.int8:
+        steps = export.constant(scale, np.float32), export.constant(zero_point, np.int8)
+        return export.add("DequantizeLinear", x, *steps)
+    y = export.cast(export.read(x), "float32")
+    y = export.add("Sub", y, export.constant(zero_point, np.float32)) if zero_point else y
+    return y if scale == 1 else export.add("Mul", y, export.constant(scale, np.float32))
+
+
+def _to_steps(export, y, zero_point, to, dtype="int8", low=-(2**15), high=2**15 - 1):
+    """Floats in units of steps as integers; to is the name of the result, None for a new one."""
+    limits = np.iinfo(dtype)
+    low, high = max(low, limits.min), min(high, limits.max)
+    if dtype == "int8":
+        if (low, high) != (limits.min, limits.max):
+            ends = (export.constant(end - zero_point, np.float32) for end in (low, high))
+            y = export.add("Clip", y, *ends)
+        steps = export.constant(1, np.float32), export.constant(zero_point, np.int8)
+        return export.add("QuantizeLinear", y, *steps, to=to)
+    y = export.add("Add", export.add("Round", y), export.constant(zero_point, np.float32))
+    y = export.add("Clip", y, *(export.constant(end, np.float32) for end in (low, high)))
+    element = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    return export.made("Cast", [y], to, to=element)
+
+
+def _finished(export, y, table, node, dtype, y_zero_point, low=-128, high=127):
+    """A layer's floats in units of its steps as what it gives."""
+    (to,) = node.outputs
+    if dtype == "float32":
+        export.add("Identity", y, to=to)
+    elif table:
+        _looked_up(export, _to_steps(export, y, y_zero_point, None, "int8", low, high), table, to)
+    else:
+        _to_steps(export, y, y_zero_point, to, "int8", low, high)
+
+
+def _looked_up(export, x, table, to):
+    place = export.add("Add", export.cast(x, "int64"), export.constant(128, np.int64))
+    export.add("Gather", table, place, to=to)
+
+
+def _whole_weight(export, weight, multiplier, bias, order):
+    """Weight, with its axes in that order, and bias as floats in units of a layer's output."""
+    values, scales = export.value(weight), export.value(multiplier)
+    if values is None or scales is None or (bias and export.value(bias) is None):
+        raise ValueError("its weights are not constants")
+    scales = np.ascontiguousarray(np.broadcast_to(scales.ravel(), values.shape[:1]))
+    turned = export.steps(Affine(values, scales), order)
+    if not bias:
+        return turned, ""
+    zeros = export.constant(np.zeros(len(scales), np.int32))
+    steps = export.constant(export.value(bias)), export.constant(scales), zeros
+    return turned, export.add("DequantizeLinear", *steps, axis=0)
+
+
+@_exports("Quantize")
+def _quantize(export, node, *, dtype):
+    x, scale, zero = [*node.inputs, ""][:3]
+    if dtype == "int8":
+        steps = _one_or_many(export, scale, zero)
+        export.add("QuantizeLinear", x, *steps, to=node.outputs[0], axis=-1)
+        return
+    y = export.add("Round", export.add("Div", x, scale))
+    y = export.add("Add", y, export.cast(export.read(zero), "float32")) if zero else y
+    limits = np.iinfo(dtype)
+    y = export.add("Clip", y, *(export.constant(n, np.float32) for n in (limits.min, limits.max)))
+    element = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    export.made("Cast", [y], node.outputs[0], to=element)
+
+
+@_exports("Dequantize")
+def _dequantize(export, node):
+    x, scale, zero = [*node.inputs, ""][:3]
+    if export.dtype(x) == np.int8:
+        steps = _one_or_many(export, scale, zero)
+        export.add("DequantizeLinear", x, *steps, to=node.outputs[0], axis=-1)
+        return
+    y = export.cast(export.read(x), "float32")
+    y = export.add("Sub", y, export.cast(export.read(zero), "float32")) if zero else y
+    export.add("Mul", y, scale, to=node.outputs[0])
+
+
+def _one_or_many(export, scale, zero):
+    """Scale and zero point of one shape, () or (C,)."""
+    scales, zeros = export.value(scale), export.value(zero)
+    if scales is None or (zero and zeros is None):
+        raise ValueError("its steps are not constants")
+    zeros = np.zeros((), np.int8) if zeros is None else zeros
+    if zeros.size and not -128 <= zeros.min() <= zeros.max() <= 127:
+        raise ValueError("its zero points are no int8")
+    pair = [a.ravel() for a in np.broadcast_arrays(scales, zeros.astype(np.int8))]
+    return [export.constant(a.reshape(()) if a.size == 1 else a) for a in pair]
+
+
+@_exports("QTable")
+def _table(export, node):
+    x, table = node.inputs
+    _looked_up(export, export.read(x), table, node.outputs[0])
+
+
+@_exports("QDense")
+def _q_dense(export, node, *, dtype, x_zero_point, y_zero_point, low, high):
+    x, weight, multiplier, bias, table = [*node.inputs, "", ""][:5]
+    matrix, bias = _whole_weight(export, weight, multiplier, bias, (1, 0))
+    y = export.add("MatMul", _from_steps(export, x, x_zero_point), matrix)
+    y = export.add("Add", y, bias) if bias else y
+    _finished(export, y, table, node, dtype, y_zero_point, low, high)
+
+
+@_exports("QConv")
+def _q_conv(
+    export, node, *, strides, dilations, pads, groups, dtype, x_zero_point, y_zero_point, low, high
+):  # fmt: skip
+    x, weight, multiplier, bias, table = [*node.inputs, "", ""][:5]
+    rank = len(export.graph.constants[weight].shape)
+    order = (0, rank - 1, *range(1, rank - 1))
+    kernel, bias = _whole_weight(export, weight, multiplier, bias, order)
+    # Transposed as integers: so that the float layer stands between its integers alone.
+    first = _from_steps(export, _typed(export, _to_first(export, x, rank), "int8"), x_zero_point)
+    y = export.add("Conv", first, kernel, bias, group=groups, **_walking(strides, dilations, pads))
+    if dtype == "float32":
+        _to_last(export, y, rank, node.outputs[0])
+        return
+    y = _to_steps(export, y, y_zero_point, None, "int8", low, high)
+    y = _to_last(export, y, rank, None if table else node.outputs[0])
+    if table:
+        _looked_up(export, y, table, node.outputs[0])
+
+
+def _typed(export, name, dtype):
+    """A new value whose dtype is known."""
+    export._forms[name] = Form((), np.dtype(dtype))
+    return name
+
+
+@_exports("QMatMul")
+def _q_matmul(
+    export, node, *, multiplier, transpose_b, dtype, a_zero_point, b_zero_point, y_zero_point
+):  # fmt: skip
+    a, b = node.inputs
+    if transpose_b:
+        b = export.add("Transpose", b, perm=_last_two(export.rank(b)))
+    b = _typed(export, b, "int8")
+    y = export.add(
+        "MatMul", _from_steps(export, a, a_zero_point, multiplier),
+        _from_steps(export, b, b_zero_point),
+    )  # fmt: skip
+    _finished(export, y, "", node, dtype, y_zero_point)
+
+
+def _last_two(rank):
+    return [*range(rank - 2), rank - 1, rank - 2]
+
+
+@_exports("QPool")
+def _q_pool(
+    export, node, *, function, kernel, strides, dilations, pads, count_padding, multiplier,
+    x_zero_point, y_zero_point,
+):  # fmt: skip
+    (x,), (to,) = node.inputs, node.outputs
+    rank = export.rank(x)
+    first = _typed(export, _to_first(export, x, rank), "int8")
+    walking = _walking(strides, dilations, pads)
+    if function == "max":
+        if kernel:
+            y = export.add("MaxPool", first, kernel_shape=list(kernel), **walking)
+        else:
+            y = export.add("ReduceMax", first, export.whole(*range(2, rank)))
+        _to_last(export, y, rank, to)
+        return
+    real = _from_steps(export, first, x_zero_point, multiplier)
+    if kernel:
+        walking["count_include_pad"] = int(count_padding)
+        y = export.add("AveragePool", real, kernel_shape=list(kernel), **walking)
+    else:
+        y = export.add("GlobalAveragePool", real)
+    _to_last(export, _to_steps(export, y, y_zero_point, None), rank, to)
+
+
+@_exports("QAdd")
+def _q_add(
+    export, node, *, a_multiplier, b_multiplier, shift, a_zero_point, b_zero_point, y_zero_point,
+    dtype, low, high,
+):  # fmt: skip
+    a, b = (
+        _signed_steps(export, name, zero_point, multiplier / 2.0**shift)
+        for name, zero_point, multiplier in zip(
+            node.inputs, (a_zero_point, b_zero_point), (a_multiplier, b_multiplier), strict=True
+        )
+    )
+    y = export.add("Add", a, b)
+    _to_steps(export, y, y_zero_point, node.outputs[0], dtype, low, high)
+
+
+def _signed_steps(export, x, zero_point, scale):
+    """As _from_steps, for scales below zero, which DequantizeLinear does not take."""
+    y = _from_steps(export, x, zero_point, abs(scale) or 1.0)
+    return y if scale > 0 else export.add("Mul", y, export.constant(np.sign(scale), np.float32))
+
+
+def _found_steps(export, x, axes):
+    """Float x as whole numbers around 0 and their scales, found over these axes: as floats."""
+    axes, zero = export.whole(*axes), export.constant(0, np.float32)
+    low = export.add("Min", export.add("ReduceMin", x, axes), zero)
+    high = export.add("Max", export.add("ReduceMax", x, axes), zero)
+    shares = (export.add("Div", end, export.constant(255, np.float32)) for end in (high, low))
+    scale = export.add("Sub", *shares)
+    scale = export.add("Max", scale, export.constant(2.0**-126, np.float32))
+    inverse = export.add("Reciprocal", scale)
+    point = export.add("Round", export.add("Mul", low, inverse))
+    # Less the zero point, -128 - point: from point to point + 255.
+    q = export.add("Round", export.add("Mul", x, inverse))
+    most = export.add("Add", point, export.constant(255, np.float32))
+    q = export.add("Min", export.add("Max", q, point), most)
+    return q, scale
+
+
+@_exports("DynamicDense")
+def _dynamic_dense(export, node, *, activation, alpha, beta):
+    x, weight, scale, bias = [*node.inputs, ""][:4]
+    matrix, _ = _whole_weight(export, weight, scale, "", (1, 0))
+    q, row_scale = _found_steps(export, x, [-1])
+    y = export.add("Mul", export.add("MatMul", q, _real_matrix(export, matrix)), row_scale)
+    y = export.add("Add", y, bias) if bias else y
+    _ending(export, y, activation, alpha, beta, node.outputs[0])
+
+
+@_exports("DynamicConv")
+def _dynamic_conv(
+    export, node, *, strides, dilations, pads, groups, activation, alpha, beta
+):  # fmt: skip
+    x, weight, scale, bias = [*node.inputs, ""][:4]
+    rank = len(export.graph.constants[weight].shape)
+    kernel, _ = _whole_weight(export, weight, scale, "", (0, rank - 1, *range(1, rank - 1)))
+    q, picture_scale = _found_steps(export, _to_first(export, x, rank), range(1, rank))
+    walking = _walking(strides, dilations, pads)
+    y = export.add("Conv", q, kernel, group=groups, **walking)
+    y = _to_last(export, export.add("Mul", y, picture_scale), rank)
+    y = export.add("Add", y, bias) if bias else y
+    _ending(export, y, activation, alpha, beta, node.outputs[0])
 
 
 # ---- sums, extremes, normalisation -------------------------------------------------------------

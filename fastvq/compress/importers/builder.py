@@ -19,6 +19,8 @@ __all__ = ["Builder"]
 # Results larger than this, and larger than twice what they are made of, are left to the plan:
 # zeros of some shape need not travel in a file.
 _SMALL = 1 << 16
+# Operators behind which steps are still known.
+_MOVES = ("Transpose", "Reshape", "Squeeze", "Unsqueeze")
 # Values in a row that may share a scale where not the whole row does.
 _BLOCKS = (256, 128, 64, 32, 16, 8)
 
@@ -235,7 +237,7 @@ class Builder:
             name = self._fresh(f"{origin or self.label}.{operator.lower()}")
             names.append(self.enter(name, np.ascontiguousarray(array).reshape(array.shape)))
             self._origin[name] = origin
-        if operator in ("Transpose", "Reshape") and inputs[0] in self._steps:
+        if operator in _MOVES and inputs[0] in self._steps:
             self._steps[names[0]] = tuple(
                 operators()[operator].run([a, *arrays[1:]], attributes)[0]
                 for a in self._steps[inputs[0]]
