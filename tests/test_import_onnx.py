@@ -634,6 +634,7 @@ def test_the_table_is_the_documentation():
     table = supported()
     assert {"Conv", "Gemm", "LSTM", "Softmax", "Gather"} <= set(table["ai.onnx"])
     assert {"LinearClassifier", "TreeEnsembleRegressor"} <= set(table["ai.onnx.ml"])
+    assert {"MatMulNBits", "QLinearAdd"} <= set(table.pop("com.microsoft"))
     for domain, names in table.items():
         for name in names:
             assert onnx.defs.has(name, domain="" if domain == "ai.onnx" else domain), name
