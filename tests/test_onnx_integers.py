@@ -138,7 +138,7 @@ def test_operators_out(case):
         assert (ours != theirs).mean() < 1e-3  # a step before a table is any number of them behind
     else:
         assert_near(ours, theirs)
-        assert len(np.unique(ours)) > 8
+        assert len(np.unique(ours)) > 4  # it is no comparison of what saturates
 
 
 def test_every_integer_operator_is_exported_and_tried():
