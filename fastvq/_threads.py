@@ -80,7 +80,7 @@ def effective(n_threads: int | None = None) -> int:
         wanted = _resolve(n_threads, "n_threads")
     elif _setting is not None:
         wanted = _setting
-    elif _VARIABLE in os.environ and os.environ[_VARIABLE]:  # twice as quick as get
+    elif _VARIABLE in os.environ and os.environ[_VARIABLE]:  # noqa: RUF019 - twice as quick as get
         wanted = _from_environment(os.environ[_VARIABLE])
     else:
         wanted = _openmp.max_threads()
