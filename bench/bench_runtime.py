@@ -53,6 +53,7 @@ def mlp():
 @cache
 def lenet():
     import torch
+
     from fastvq.demo.networks import LeNet
 
     torch.manual_seed(0)

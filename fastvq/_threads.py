@@ -80,8 +80,8 @@ def effective(n_threads: int | None = None) -> int:
         wanted = _resolve(n_threads, "n_threads")
     elif _setting is not None:
         wanted = _setting
-    elif _VARIABLE in os.environ and os.environ[_VARIABLE]:  # noqa: RUF019 - twice as quick as get
-        wanted = _from_environment(os.environ[_VARIABLE])
+    elif text := os.environ.get(_VARIABLE):
+        wanted = _from_environment(text)
     else:
         wanted = _openmp.max_threads()
         wanted = min(wanted, available_cpus()) if wanted > 1 else 1

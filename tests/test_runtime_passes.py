@@ -8,6 +8,7 @@ from fastvq.runtime.encoding import Raw
 from fastvq.runtime.fuse import fused
 from fastvq.runtime.layout import settled
 from fastvq.runtime.ops import operators
+from fastvq.runtime.recognize import recognized
 
 FIRST, LAST = (0, 3, 1, 2), (0, 2, 3, 1)  # channels to the first, and to the last place
 
@@ -131,6 +132,79 @@ def test_a_value_that_others_read_stays():
     outputs = [Value(n, "float32", ("N", 7)) for n in (dense, relu)]
     graph = Graph(graph.nodes[:2], graph.inputs, outputs, graph.constants)
     check(graph, fused(graph), random(1, 3, 7), ["Dense", "Unary"])
+
+
+# ---- functions in several nodes ----------------------------------------------------------------
+
+
+def gelu_of(build, x, order):
+    """x · ½ · (1 + erf(x / √2)), in the orders that exporters write it in."""
+    half, one = np.float32(0.5), np.float32(1)
+    if order == "multiplied":
+        build.add("Binary", x, np.float32(np.sqrt(0.5)), function="multiply")
+    else:
+        build.add("Binary", x, np.float32(np.sqrt(2)), function="divide")
+    build.add("Unary", function="erf")
+    gate = build.add("Binary", build.last, one, function="add")
+    if order == "half of x":
+        scaled = build.add("Binary", x, half, function="multiply")
+        return build.add("Binary", scaled, gate, function="multiply")
+    if order == "half of the gate":
+        scaled = build.add("Binary", gate, half, function="multiply")
+        return build.add("Binary", x, scaled, function="multiply")
+    build.add("Binary", x, gate, function="multiply")
+    return build.add("Binary", half, build.last, function="multiply")
+
+
+@pytest.mark.parametrize("order", ["last", "multiplied", "half of x", "half of the gate"])
+def test_gelu_is_recognized(order):
+    build = Building("N", 9)
+    gelu_of(build, build.add("Dense", "x", random(0, 7, 9)), order)
+    graph = build.graph(2)
+    found = recognized(graph)
+    assert found.nodes[-1].attributes == {"function": "gelu"}
+    check(graph, fused(found), random(1, 3, 9), ["Dense"])
+
+
+@pytest.mark.parametrize(
+    ("wanted", "gate"),
+    [
+        ("silu", [{"function": "sigmoid"}]),
+        ("hard_swish", [{"function": "hard_sigmoid", "alpha": 1 / 6, "beta": 0.5}]),
+        ("mish", [{"function": "softplus"}, {"function": "tanh"}]),
+    ],
+)
+def test_gates_are_recognized(wanted, gate):
+    for swapped in (False, True):
+        build = Building("N", 9)
+        x = build.add("Dense", "x", random(0, 7, 9))
+        for attributes in gate:
+            build.add("Unary", **attributes)
+        build.add("Binary", *(x, build.last)[:: -1 if swapped else 1], function="multiply")
+        graph = build.graph(2)
+        found = recognized(graph)
+        assert found.nodes[-1].attributes == {"function": wanted}
+        check(graph, fused(found), random(1, 3, 9), ["Dense"])
+
+
+def test_what_only_looks_alike_stays():
+    other = np.float32(0.6)
+    for change in ({"divide": 1.4}, {"add": 2.0}, {"multiply": 0.6}):
+        build = Building("N", 9)
+        build.add("Binary", "x", np.float32(change.get("divide", np.sqrt(2))), function="divide")
+        build.add("Unary", function="erf")
+        build.add("Binary", build.last, np.float32(change.get("add", 1)), function="add")
+        build.add("Binary", "x", build.last, function="multiply")
+        half = np.float32(change.get("multiply", 0.5))
+        build.add("Binary", build.last, half, function="multiply")
+        graph = build.graph(2)
+        assert kinds(recognized(graph)) == kinds(graph)
+    build = Building("N", 9)  # a gate of something else
+    build.add("Binary", "x", other, function="multiply")
+    build.add("Unary", function="sigmoid")
+    build.add("Binary", "x", build.last, function="multiply")
+    graph = build.graph(2)
+    assert kinds(recognized(graph)) == kinds(graph)
 
 
 # ---- transposes --------------------------------------------------------------------------------

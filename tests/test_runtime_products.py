@@ -8,6 +8,7 @@ from oracles import THREADS, assert_same_bits
 
 from fastvq.runtime import CompressedModel, Graph, GraphError, Node, Value
 from fastvq.runtime.encoding import Raw
+from fastvq.runtime.fuse import ACTIVATIONS
 from fastvq.runtime.lowering import products
 from fastvq.runtime.ops import operators
 from fastvq.runtime.registry import KernelCall, compiled
@@ -118,6 +119,26 @@ def test_activations_and_values_that_are_none(activation, alpha, beta):
     assert np.isnan(y).sum() == 9
     _, y = check("Pool", [picture], function="max", kernel=(2, 2))
     assert np.isnan(y).sum() == 4
+
+
+@pytest.mark.skipif(not compiled(), reason="by definition it is the same code")
+@pytest.mark.parametrize("function", ACTIVATIONS)
+def test_a_function_behind_a_product_has_the_bits_of_one_afterwards(function):
+    alpha, beta = 0.75, 1.5
+    dense, conv = random(0, 300, 9), random(1, 2, 9, 7, 19)
+    for operator, x, weight, attributes in [
+        ("Dense", dense[:5], random(2, 300, 9), {}),
+        ("Dense", dense, random(2, 21, 9), {}),
+        ("Conv", conv, random(3, 33, 3, 3, 19), {"pads": (1, 1, 1, 1)}),
+        ("Conv", conv, random(4, 19, 3, 3, 1), {"groups": 19}),
+    ]:
+        plain = model_of(operator, [x], [weight], **attributes)(x)
+        after = model_of("Unary", [plain], [], function=function, alpha=alpha, beta=beta)(plain)
+        model = model_of(
+            operator, [x], [weight], activation=function, alpha=alpha, beta=beta, **attributes
+        )
+        for threads in THREADS:
+            assert_same_bits(model(x, n_threads=threads), after, f"{operator}, {threads} threads")
 
 
 def test_dense_of_more_dimensions_and_of_none():

@@ -9,7 +9,7 @@
 #ifndef FASTVQ_DEPTHWISE_H
 #define FASTVQ_DEPTHWISE_H
 
-#include "activation.h"
+#include "functions.h"
 #include "windows.h"
 
 #define PIXELS 4
@@ -49,39 +49,39 @@ INLINE void depthwise_pixels(const int pixels, const int vectors, const Windows 
     }
 }
 
-/* A row of windows for some channels: `count` of them, from those that the pointers point to on. */
-INLINE void depthwise_channels(const int vectors, const Windows *w, const float *weights,
-                               const float *picture, ptrdiff_t row, ptrdiff_t count,
-                               const Activation *activation, float *y)
-{
-    const Taps rows = row_taps(w, row);
-    for (ptrdiff_t column = 0; column < w->columns;) {
-        const float *x = window_at(w, picture, row, column);
-        const ptrdiff_t whole = whole_windows(w, column, PIXELS);
-        const Taps all = {0, w->kernel[1]};
-        if (whole == PIXELS)
-            depthwise_pixels(PIXELS, vectors, w, weights, x, rows, all, count, activation, y);
-        else
-            depthwise_pixels(1, vectors, w, weights, x, rows, column_taps(w, column), count,
-                             activation, y);
-        column += whole;
-        y += whole * w->channels;
-    }
-}
-
-static void depthwise_row(const Windows *w, const float *weights, const float *picture,
-                          ptrdiff_t row, const Activation *activation, float *y)
+/* Neighbouring windows of a row, in all channels, from the picture's place x on. */
+INLINE void depthwise_windows(const int pixels, const Windows *w, const float *weights,
+                              const float *x, Taps rows, Taps columns,
+                              const Activation *activation, float *y)
 {
     const ptrdiff_t step = CHANNEL_VECTORS * F32_LANES;
     ptrdiff_t c = 0;
     /* Told that the count is that of whole vectors, the compiler drops what is for the last. */
     for (; c + step <= w->channels; c += step)
-        depthwise_channels(CHANNEL_VECTORS, w, weights + c, picture + c, row, step, activation,
-                           y + c);
+        depthwise_pixels(pixels, CHANNEL_VECTORS, w, weights + c, x + c, rows, columns, step,
+                         activation, y + c);
     for (; c < w->channels; c += F32_LANES)
-        depthwise_channels(1, w, weights + c, picture + c, row,
-                           w->channels - c < F32_LANES ? w->channels - c : F32_LANES, activation,
-                           y + c);
+        depthwise_pixels(pixels, 1, w, weights + c, x + c, rows, columns,
+                         w->channels - c < F32_LANES ? w->channels - c : F32_LANES, activation,
+                         y + c);
+}
+
+/* All channels of some windows before the next ones: so memory is read in its order. */
+static void depthwise_row(const Windows *w, const float *weights, const float *picture,
+                          ptrdiff_t row, const Activation *activation, float *y)
+{
+    const Taps rows = row_taps(w, row), all = {0, w->kernel[1]};
+    for (ptrdiff_t column = 0; column < w->columns;) {
+        const float *x = window_at(w, picture, row, column);
+        const ptrdiff_t whole = whole_windows(w, column, PIXELS);
+        if (whole == PIXELS)
+            depthwise_windows(PIXELS, w, weights, x, rows, all, activation, y);
+        else
+            depthwise_windows(1, w, weights, x, rows, column_taps(w, column), activation, y);
+        finish(activation, y, whole * w->channels);
+        column += whole;
+        y += whole * w->channels;
+    }
 }
 
 #endif

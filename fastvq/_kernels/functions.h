@@ -278,7 +278,8 @@ FUNCTION(ceil)
 
 /* ---- by number, over arrays ------------------------------------------------------------------- */
 
-/* Their numbers; kernels hand out the names (`functions` of pointwise.pyx) for the lowerings. */
+/* Their numbers, the cheap ones first (`is_cheap`); kernels hand out the names (`functions` of
+ * pointwise.pyx) for the lowerings. */
 #define FUNCTIONS(EACH)                                                                         \
     EACH(identity) EACH(relu) EACH(clip) EACH(leaky_relu) EACH(thresholded_relu) EACH(exp)      \
     EACH(log) EACH(elu) EACH(selu) EACH(celu) EACH(softplus) EACH(softsign) EACH(hard_sigmoid)  \
@@ -314,5 +315,43 @@ INLINE void apply(int function, const float *x, float *y, ptrdiff_t n, float alp
 
 #undef FUNCTION
 #undef UNUSED
+
+/* ---- behind a product ------------------------------------------------------------------------- */
+
+typedef struct {
+    int function;
+    float alpha, beta;
+} Activation;
+
+/* What costs an instruction or three is applied to sums in registers; the rest, by `finish`, to what
+ * was stored of them a moment ago: as it were inside of a tile it would spill all of its registers. */
+INLINE int is_cheap(const Activation *activation)
+{
+    return activation->function <= FUNCTION_leaky_relu;
+}
+
+/* A cheap function of all values, which are an array of vectors with literal bounds. */
+#define ACTIVATE(activation, n, values)                                                         \
+    do {                                                                                        \
+        const f32_lanes alpha_ = f32_all((activation)->alpha);                                  \
+        const f32_lanes beta_ = f32_all((activation)->beta);                                    \
+        switch ((activation)->function) {                                                       \
+            ACTIVATE_CASE(relu, n, values)                                                      \
+            ACTIVATE_CASE(clip, n, values)                                                      \
+            ACTIVATE_CASE(leaky_relu, n, values)                                                \
+        }                                                                                       \
+    } while (0)
+#define ACTIVATE_CASE(name, n, values)                                                          \
+    case FUNCTION_##name:                                                                       \
+        UNROLL for (int i_ = 0; i_ < (n); i_++)                                                 \
+            (values)[i_] = of_##name((values)[i_], alpha_, beta_);                              \
+        break;
+
+/* A function that is not cheap, of n values where they lie. */
+INLINE void finish(const Activation *activation, float *y, ptrdiff_t n)
+{
+    if (!is_cheap(activation))
+        apply(activation->function, y, y, n, activation->alpha, activation->beta);
+}
 
 #endif

@@ -13,8 +13,7 @@
 #ifndef FASTVQ_GEMM_H
 #define FASTVQ_GEMM_H
 
-#include "activation.h"
-#include "lanes.h"
+#include "functions.h"
 
 /* 2 x 6 vectors of accumulators, 2 of weights, 1 broadcast: 15 of 16 registers; 2 x 12 of 32. */
 #if LANE_REGISTERS == 32
@@ -28,7 +27,9 @@
 enum {
     PANEL_COLUMNS = PANEL_VECTORS * F32_LANES,
     BLOCK_ROWS = 96,    /* rows that pass a panel together, at most */
-    BLOCK_FEATURES = 384 /* of a panel that they pass: it stays in the first-level cache */
+    BLOCK_FEATURES = 384, /* of a panel that they pass: it stays in the first-level cache */
+    BAND_PANELS = 16, /* that are finished before the next: their sums stay in the second-level one */
+    AHEAD = 4,        /* features for each line of the next panel that is fetched */
 };
 
 typedef struct {
@@ -46,7 +47,25 @@ typedef struct {
 typedef struct {
     ptrdiff_t run, stop, column;
     const float *panel; /* of the first feature */
+    const float *ahead; /* what will be read soon: a line of it is fetched with every few features */
 } Part;
+
+typedef f32_lanes Values[TILE_ROWS][WIDE_PANELS * PANEL_VECTORS];
+
+/* values += feature f of the rows times its weights. */
+INLINE void add_feature(const int rows, const int vectors, const int n, ptrdiff_t stride,
+                        const float *panel, const float *const *from, ptrdiff_t f, Values values)
+{
+    f32_lanes weight[WIDE_PANELS * PANEL_VECTORS];
+    UNROLL for (int v = 0; v < n; v++)
+        weight[v] = f32_load(panel + v / vectors * stride + v % vectors * F32_LANES);
+    UNROLL for (int r = 0; r < rows; r++)
+    {
+        const f32_lanes feature = f32_all(from[r][f]);
+        UNROLL for (int v = 0; v < n; v++)
+            values[r][v] = f32_lanes_multiply_add(feature, weight[v], values[r][v]);
+    }
+}
 
 /* rows x panels, of which the last is `vectors` wide, with `width` columns in use. */
 INLINE void tile(const int rows, const int panels, const int vectors, const Product *product,
@@ -55,7 +74,7 @@ INLINE void tile(const int rows, const int panels, const int vectors, const Prod
     const ptrdiff_t stride = (product->k + 1) * PANEL_COLUMNS;
     const ptrdiff_t width = product->columns - part->column;
     const int whole = width >= panels * vectors * F32_LANES, n = panels * vectors;
-    f32_lanes values[TILE_ROWS][WIDE_PANELS * PANEL_VECTORS];
+    Values values;
     if (part->run == 0) {
         const float *start = product->panels + part->column / PANEL_COLUMNS * stride;
         UNROLL for (int v = 0; v < n; v++)
@@ -71,22 +90,19 @@ INLINE void tile(const int rows, const int panels, const int vectors, const Prod
                                               : f32_load_part(at, width - v * F32_LANES);
         }
     }
-    const float *panel = part->panel;
+    const float *panel = part->panel, *ahead = part->ahead;
     for (ptrdiff_t run = part->run; run < part->stop; run++) {
         const float *from[TILE_ROWS];
         UNROLL for (int r = 0; r < rows; r++) from[r] = x[r] + product->runs[run].offset;
         const ptrdiff_t length = product->runs[run].length;
-        for (ptrdiff_t f = 0; f < length; f++, panel += PANEL_COLUMNS) {
-            f32_lanes weight[WIDE_PANELS * PANEL_VECTORS];
-            UNROLL for (int v = 0; v < n; v++)
-                weight[v] = f32_load(panel + v / vectors * stride + v % vectors * F32_LANES);
-            UNROLL for (int r = 0; r < rows; r++)
-            {
-                f32_lanes feature = (f32_lanes){0} + from[r][f];
-                UNROLL for (int v = 0; v < n; v++)
-                    values[r][v] = f32_lanes_multiply_add(feature, weight[v], values[r][v]);
-            }
+        ptrdiff_t f = 0;
+        for (; f + AHEAD <= length; f += AHEAD, ahead += PANEL_COLUMNS) {
+            __builtin_prefetch(ahead, 0, 2);
+            UNROLL for (int i = 0; i < AHEAD; i++, panel += PANEL_COLUMNS)
+                add_feature(rows, vectors, n, stride, panel, from, f + i, values);
         }
+        for (; f < length; f++, panel += PANEL_COLUMNS)
+            add_feature(rows, vectors, n, stride, panel, from, f, values);
     }
     if (part->stop == product->n_runs)
         UNROLL for (int r = 0; r < rows; r++) ACTIVATE(&product->activation, n, values[r]);
@@ -125,7 +141,8 @@ INLINE Part part_of(const Product *product, ptrdiff_t run, ptrdiff_t stop, ptrdi
                     ptrdiff_t panel)
 {
     const float *start = product->panels + panel * (product->k + 1) * PANEL_COLUMNS;
-    return (Part){run, stop, panel * PANEL_COLUMNS, start + (1 + before) * PANEL_COLUMNS};
+    start += (1 + before) * PANEL_COLUMNS;
+    return (Part){run, stop, panel * PANEL_COLUMNS, start, start};
 }
 
 /* At most TILE_ROWS rows: nothing of a panel is used twice, so they pass it in one go, and one to
@@ -151,28 +168,43 @@ static void few_rows(const Product *product, const float *const *x, float *const
     }
 }
 
-/* Rows, at most BLOCK_ROWS, by the panels panel .. stop. */
-static void product_block(const Product *product, const float *const *x, float *const *y,
-                          ptrdiff_t rows, ptrdiff_t panel, ptrdiff_t stop)
+/* More rows than a tile has: they pass the panels in blocks of features. While the first tiles pass a
+ * panel, each fetches a share of the next one, as weights come from far away more often than not. */
+static void many_rows(const Product *product, const float *const *x, float *const *y,
+                      ptrdiff_t rows, ptrdiff_t panel, ptrdiff_t stop)
 {
-    if (rows <= TILE_ROWS) {
-        few_rows(product, x, y, rows, panel, stop);
-        return;
-    }
     ptrdiff_t run = 0, before = 0;
     do {
         ptrdiff_t end = run, features = 0;
         while (end < product->n_runs
                && (end == run || features + product->runs[end].length <= BLOCK_FEATURES))
             features += product->runs[end++].length;
+        const ptrdiff_t share = features / AHEAD * PANEL_COLUMNS;
         for (ptrdiff_t p = panel; p < stop; p++) {
             Part part = part_of(product, run, end, before, p);
-            for (ptrdiff_t r = 0; r < rows; r += TILE_ROWS)
+            const Part next = part_of(product, run, end, before, p + 1 < stop ? p + 1 : p);
+            for (ptrdiff_t r = 0; r < rows; r += TILE_ROWS) {
+                const ptrdiff_t number = r / TILE_ROWS;
+                part.ahead = next.panel + (number < AHEAD ? number : 0) * share;
                 tile_of(rows - r < TILE_ROWS ? rows - r : TILE_ROWS, product, &part, x + r, y + r);
+            }
         }
         run = end;
         before += features;
     } while (run < product->n_runs);
+}
+
+/* Rows, at most BLOCK_ROWS, by the panels panel .. stop. */
+static void product_block(const Product *product, const float *const *x, float *const *y,
+                          ptrdiff_t rows, ptrdiff_t panel, ptrdiff_t stop)
+{
+    for (ptrdiff_t end; panel < stop; panel = end) {
+        end = panel + BAND_PANELS < stop ? panel + BAND_PANELS : stop;
+        (rows <= TILE_ROWS ? few_rows : many_rows)(product, x, y, rows, panel, end);
+        const ptrdiff_t first = panel * PANEL_COLUMNS, last = end * PANEL_COLUMNS;
+        const ptrdiff_t width = (last < product->columns ? last : product->columns) - first;
+        for (ptrdiff_t r = 0; r < rows; r++) finish(&product->activation, y[r] + first, width);
+    }
 }
 
 /* Columns as panels: column j's feature f lies at matrix[j * by_column + f * by_feature]; those

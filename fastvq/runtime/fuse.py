@@ -14,8 +14,12 @@ from fastvq.runtime.rewrite import Rewriting
 
 __all__ = ["ACTIVATIONS", "fused"]
 
-# Activations that kernels apply to sums in registers, in the order of _kernels/activation.h.
-ACTIVATIONS = ("identity", "relu", "clip", "leaky_relu")
+# What a product may do to its sums: functions for which all kernels of products have a number.
+ACTIVATIONS = (
+    *("relu", "clip", "leaky_relu", "thresholded_relu", "elu", "selu", "softplus", "softsign"),
+    *("hard_sigmoid", "hard_swish", "sigmoid", "silu", "mish", "tanh", "erf", "gelu", "gelu_tanh"),
+    *("exp", "log", "sqrt", "reciprocal", "abs", "negative", "sign", "round", "floor", "ceil"),
+)
 _PRODUCTS = frozenset(["Dense", "Conv", "ConvTranspose"])
 
 

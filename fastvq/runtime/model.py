@@ -16,6 +16,7 @@ from fastvq.runtime.fuse import fused
 from fastvq.runtime.graph import DTYPES, Graph, Value
 from fastvq.runtime.layout import settled
 from fastvq.runtime.plan import Plan
+from fastvq.runtime.recognize import recognized
 from fastvq.runtime.tables import Table
 
 __all__ = ["CompressedModel"]
@@ -284,7 +285,7 @@ class CompressedModel:
 
     def _start(self):
         # What runs; `graph` stays as it was given, for files.
-        self._running = fused(settled(self.graph))
+        self._running = fused(recognized(settled(self.graph)))
         self._dtypes = tuple(DTYPES[value.dtype] for value in self.graph.inputs)
         self._output_names = tuple(self.output_names)
         self._packed: dict = {}

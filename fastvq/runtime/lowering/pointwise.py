@@ -26,12 +26,18 @@ def unary(node, inputs, outputs, plan):
 
 def function_call(x, y, function, alpha, beta, plan):
     """Calls that apply a function of functions.h; None where it is none of those."""
-    number = module("pointwise").functions.get(function)
-    # A slope of celu that is not positive turns its sides around.
-    if number is None or x.dtype != np.float32 or (function == "celu" and alpha <= 0):
+    number = function_number(function, alpha)
+    if number is None or x.dtype != np.float32:
         return None
     threads = workers(plan, x.size, FUNCTION_WORK)
     return [KernelCall("pointwise.unary", [x, y], [x.size, number], [alpha, beta], threads)]
+
+
+def function_number(function, alpha):
+    """The number by which kernels know a function of functions.h; None where they do not."""
+    if function == "celu" and alpha <= 0:  # a slope that is not positive turns its sides around
+        return None
+    return module("pointwise").functions.get(function)
 
 
 @lowering("Binary")

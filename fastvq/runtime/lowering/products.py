@@ -13,8 +13,8 @@ import numpy as np
 
 from fastvq.runtime import registry
 from fastvq.runtime.definitions.products import Windows, spread, window_counts
-from fastvq.runtime.fuse import ACTIVATIONS
 from fastvq.runtime.graph import Node
+from fastvq.runtime.lowering.pointwise import function_number
 from fastvq.runtime.registry import KernelCall, lowering, workers
 
 # Multiply-adds that are worth a thread (some 5 us of work, what waking one costs).
@@ -389,20 +389,18 @@ def _two_dimensional(x, kernel, strides, dilations, pads, same, ceil=False):
 
 
 def _fused(node):
-    """Number and parameters of the activation that a kernel applies."""
+    """Number and parameters of the activation that a kernel applies; identity where it has none."""
     attributes = node.attributes if node is not None else {}
-    activation = attributes.get("activation", "identity")
-    if activation not in ACTIVATIONS:
-        return 0, (0.0, 0.0)
     values = attributes.get("alpha", 0.0), attributes.get("beta", 0.0)
-    return ACTIVATIONS.index(activation), tuple(map(float, values))
+    number = function_number(attributes.get("activation", "identity"), values[0])
+    return number or 0, tuple(map(float, values))
 
 
 def _activated(node, calls, outputs, plan):
     """The calls, and after them that of an activation which they do not apply themselves."""
     get = node.attributes.get
     activation = get("activation", "identity")
-    if activation in ACTIVATIONS:
+    if function_number(activation, get("alpha", 0.0)) is not None:
         return calls
     attributes = {"function": activation, "alpha": get("alpha", 0.0), "beta": get("beta", 0.0)}
     unary = Node("Unary", node.outputs, node.outputs, attributes, node.name)
