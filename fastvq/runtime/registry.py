@@ -13,6 +13,7 @@ FASTVQ_LEVEL is "numpy", every operator runs so.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -57,10 +58,15 @@ def lowering_of(operator: str) -> Callable | None:
     """The lowering of an operator; None where it has none, or no kernels are there."""
     if not compiled():
         return None
-    if not _LOWERINGS:
-        for name in _MODULES:
-            import_module(f"fastvq.runtime.lowering.{name}")
+    _fill()
     return _LOWERINGS.get(operator)
+
+
+@cache
+def _fill():
+    """Import all modules of lowerings; one of them alone may have been imported before."""
+    for name in _MODULES:
+        import_module(f"fastvq.runtime.lowering.{name}")
 
 
 def compiled() -> bool:
