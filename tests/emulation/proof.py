@@ -17,6 +17,10 @@ import numpy as np
 
 from fastvq import entropy, kernels
 from fastvq._kernels import active_level
+from fastvq.runtime import CompressedModel, Graph, Node, Value
+from fastvq.runtime.encoding import Raw
+from fastvq.runtime.fuse import ACTIVATIONS
+from fastvq.runtime.ops import Form, operators
 
 # n, d, k: full and broken blocks of rows, full and broken groups of codewords, at each tile.
 SHAPES = [
@@ -42,6 +46,7 @@ def main(expected=None):
         for shape in shapes:
             print_digests(shape, kinds)
     print_integers()
+    print_layers()
     print("proved", level, flush=True)
 
 
@@ -65,6 +70,71 @@ def print_integers():
             for array in results:
                 digest.update(array.tobytes())
     print("digest int8", digest.hexdigest(), flush=True)
+
+
+def print_layers():
+    """Layers of float32 models: each kernel of the runtime at a size with broken tiles."""
+    for name, operator, shape, constants, attributes in layers():
+        graph = layer(operator, shape, constants, attributes)
+        model = CompressedModel(graph)
+        x = numbers(7, *shape)
+        results = model.run({"x": x}, n_threads=1)
+        for threads in THREADS:
+            require_same(results, model.run({"x": x}, n_threads=threads), f"{name}, {threads}")
+        for row in (0, 6):
+            alone = model.run({"x": x[row : row + 1]}, n_threads=1)
+            require_same([y[row : row + 1] for y in results], alone, f"{name} of row {row} alone")
+        # One NaN for all: its sign is that of the processor.
+        canonical = (np.where(np.isnan(y), np.float32(np.nan), y) for y in results)
+        digest = hashlib.sha256(b"".join(y.tobytes() for y in canonical))
+        print("digest", f"layer-{name}", digest.hexdigest(), flush=True)
+
+
+def layers():
+    """(name, operator, shape of a row, constants, attributes)"""
+    for function in ACTIVATIONS:
+        yield function, "Unary", (37,), [], {"function": function, "alpha": 0.75, "beta": 1.5}
+    dense = [numbers(45, 401), numbers(45)]
+    yield "dense", "Dense", (401,), dense, {"activation": "gelu"}
+    conv = [numbers(21, 3, 3, 5), numbers(21)]
+    yield "conv", "Conv", (9, 11, 5), conv, {"strides": (2, 1), "pads": (1, 1, 1, 1)}
+    depthwise = [numbers(19, 3, 3, 1), numbers(19)]
+    yield "depthwise", "Conv", (9, 11, 19), depthwise, {"groups": 19, "activation": "sigmoid"}
+    yield "pool", "Pool", (9, 11, 19), [], {"function": "average", "kernel": (3, 3)}
+    for function in ("sum", "mean", "l1", "l2", "max", "min"):
+        for axis in (1, 2):
+            name, axes = f"{function}-{axis}", [np.array([axis])]
+            yield name, "Reduce", (131, 45), axes, {"function": function}
+    for axis in (1, 2):
+        yield f"softmax-{axis}", "Softmax", (13, 45), [], {"axis": axis}
+    yield "layer-norm", "LayerNorm", (13, 45), [numbers(45), numbers(45)], {}
+    for name, gates in (("LSTM", 4), ("GRU", 3), ("RNN", 1)):
+        weights = [numbers(2, gates * 13, 9) / 8, numbers(2, gates * 13, 13) / 8]
+        yield name, name, (6, 9), weights, {"direction": "bidirectional"}
+    yield "transpose", "Transpose", (9, 11, 19), [], {"order": (0, 3, 1, 2)}
+
+
+def layer(operator, shape, constants, attributes):
+    """A graph of one node on rows x of that shape."""
+    names = [f"c{i}" for i in range(len(constants))]
+    inputs = [np.empty((2, *shape), np.float32), *constants]
+    forms = operators()[operator].forms(
+        [Form(a.shape, a.dtype, a if i else None) for i, a in enumerate(inputs)], attributes
+    )
+    outputs = [f"y{i}" for i in range(len(forms))]
+    return Graph(
+        [Node(operator, ("x", *names), outputs, attributes)],
+        [Value("x", "float32", ("N", *shape))],
+        [Value(n, "float32", ("N", *f.shape[1:])) for n, f in zip(outputs, forms, strict=True)],
+        {name: Raw(a) for name, a in zip(names, constants, strict=True)},
+    )
+
+
+def numbers(*shape):
+    """float32 with all of their digits, the same everywhere."""
+    count = int(np.prod(shape))
+    whole = np.random.default_rng([count, *shape]).integers(-(2**23), 2**23, shape)
+    return (whole / 2**21).astype(np.float32)
 
 
 def print_digests(shape, kinds):
