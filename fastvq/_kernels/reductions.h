@@ -16,6 +16,7 @@ enum {
     SUM_VECTORS = SUMS / F32_LANES,
     ROW_BLOCK = 128 * SUMS,
     COLUMN_BLOCK = 128,
+    COLUMN_VECTORS = 4, /* of neighbouring columns at once */
 };
 
 /* What is added up, or compared; their order is known to runtime/lowering/reductions.py. */
@@ -130,36 +131,45 @@ INLINE float reduce_row(int function, const float *x, ptrdiff_t n)
     }
 }
 
-/* y[0 .. lanes) of n rows of x that lie `step` apart; `width` lanes are in use. */
-INLINE void reduce_columns(const int function, const float *x, ptrdiff_t n, ptrdiff_t step,
-                           ptrdiff_t width, float *y)
+/* y[0 .. vectors * lanes) of n rows of x that lie `step` apart; `width` values are in use. One
+ * vector alone would wait for its own sum, and fetch half a cache line. */
+INLINE void reduce_columns(const int function, const int vectors, const float *x, ptrdiff_t n,
+                           ptrdiff_t step, ptrdiff_t width, float *y)
 {
     const int extreme = function == REDUCE_MAX || function == REDUCE_MIN;
     const float start = function == REDUCE_MAX ? -__builtin_inff() : __builtin_inff();
-    f32_lanes all = f32_all(extreme ? start : 0);
-    i32_lanes lost = {0};
+    f32_lanes all[COLUMN_VECTORS];
+    i32_lanes lost[COLUMN_VECTORS] = {{0}};
+    UNROLL for (int v = 0; v < vectors; v++) all[v] = f32_all(extreme ? start : 0);
     for (ptrdiff_t first = 0; first < n; first += COLUMN_BLOCK) {
         const ptrdiff_t stop = first + COLUMN_BLOCK < n ? first + COLUMN_BLOCK : n;
-        f32_lanes block = {0};
-        for (ptrdiff_t i = first; i < stop; i++) {
-            const float *at = x + i * step;
-            const f32_lanes v = width >= F32_LANES ? f32_load(at) : f32_load_part(at, width);
-            if (extreme) {
-                all = function == REDUCE_MAX ? f32_max(v, all) : f32_min(v, all);
-                lost |= v != v;
-            } else if (function == REDUCE_SUM_SQUARE) {
-                block = fused(v, v, block);
-            } else {
-                block += function == REDUCE_L1 ? f32_abs(v) : v;
+        f32_lanes block[COLUMN_VECTORS] = {{0}};
+        for (ptrdiff_t i = first; i < stop; i++)
+            UNROLL for (int v = 0; v < vectors; v++)
+            {
+                const float *at = x + i * step + v * F32_LANES;
+                const f32_lanes value =
+                    width >= F32_LANES ? f32_load(at) : f32_load_part(at, width);
+                if (extreme) {
+                    all[v] = function == REDUCE_MAX ? f32_max(value, all[v])
+                                                    : f32_min(value, all[v]);
+                    lost[v] |= value != value;
+                } else if (function == REDUCE_SUM_SQUARE) {
+                    block[v] = fused(value, value, block[v]);
+                } else {
+                    block[v] += function == REDUCE_L1 ? f32_abs(value) : value;
+                }
             }
-        }
-        if (!extreme) all += block;
+        if (!extreme) UNROLL for (int v = 0; v < vectors; v++) all[v] += block[v];
     }
-    all = f32_choose(lost, f32_all(__builtin_nanf("")), all);
-    if (width >= F32_LANES)
-        f32_store(y, all);
-    else
-        f32_store_part(y, all, width);
+    UNROLL for (int v = 0; v < vectors; v++)
+    {
+        all[v] = f32_choose(lost[v], f32_all(__builtin_nanf("")), all[v]);
+        if (width >= F32_LANES)
+            f32_store(y + v * F32_LANES, all[v]);
+        else
+            f32_store_part(y, all[v], width);
+    }
 }
 
 /* x (n, inner) to y (inner,). A sum is divided by `divisor`; of the result the root is taken. */
@@ -169,9 +179,13 @@ static void reduce_part(int function, const float *x, ptrdiff_t n, ptrdiff_t inn
     if (inner == 1) {
         *y = reduce_row(function, x, n);
     } else {
+        const ptrdiff_t wide = COLUMN_VECTORS * F32_LANES;
+        ptrdiff_t j = 0;
 #define COLUMNS(which)                                                                          \
-    for (ptrdiff_t j = 0; j < inner; j += F32_LANES)                                            \
-        reduce_columns(which, x + j, n, inner, inner - j, y + j);                               \
+    for (; j + wide <= inner; j += wide)                                                        \
+        reduce_columns(which, COLUMN_VECTORS, x + j, n, inner, wide, y + j);                    \
+    for (; j < inner; j += F32_LANES)                                                           \
+        reduce_columns(which, 1, x + j, n, inner, inner - j, y + j);                            \
     break;
         switch (function) {
         case REDUCE_SUM: COLUMNS(REDUCE_SUM)
