@@ -1,0 +1,1 @@
+"""How weights and what flows between layers are stored: one module for each scheme."""
