@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from fastvq._load import load
     from fastvq._threads import get_num_threads, set_num_threads
     from fastvq.compress import compress
+    from fastvq.compress.estimators import CompressedClassifier, CompressedRegressor
+    from fastvq.compress.quantizer import ModelQuantizer
     from fastvq.container import FileFormatError
     from fastvq.exchange import from_faiss, to_faiss
     from fastvq.runtime import CompressedModel
@@ -35,8 +37,11 @@ __version__ = "0.1.0"
 __all__ = [
     "AdditiveQuantizer",
     "BinaryQuantizer",
+    "CompressedClassifier",
     "CompressedModel",
+    "CompressedRegressor",
     "FileFormatError",
+    "ModelQuantizer",
     "ProductQuantizer",
     "ResidualQuantizer",
     "ScalarQuantizer",
@@ -62,8 +67,11 @@ __all__ = [
 _ORIGIN = {
     "AdditiveQuantizer": "fastvq.vq",
     "BinaryQuantizer": "fastvq.vq",
+    "CompressedClassifier": "fastvq.compress.estimators",
     "CompressedModel": "fastvq.runtime",
+    "CompressedRegressor": "fastvq.compress.estimators",
     "FileFormatError": "fastvq.container",
+    "ModelQuantizer": "fastvq.compress.quantizer",
     "ProductQuantizer": "fastvq.vq",
     "ResidualQuantizer": "fastvq.vq",
     "ScalarQuantizer": "fastvq.vq",

@@ -7,10 +7,25 @@ before, the package can be called: it is the function.
 
 import sys
 import types
+from importlib import import_module
 
 from fastvq.compress._compress import SCHEMES, compress
 
-__all__ = ["SCHEMES", "compress"]
+__all__ = ["SCHEMES", "CompressedClassifier", "CompressedRegressor", "ModelQuantizer", "compress"]
+
+# Made of scikit-learn's classes, which take their time to import: loaded when they are used.
+_ORIGIN = {
+    "CompressedClassifier": "fastvq.compress.estimators",
+    "CompressedRegressor": "fastvq.compress.estimators",
+    "ModelQuantizer": "fastvq.compress.quantizer",
+}
+
+
+def __getattr__(name):
+    if name not in _ORIGIN:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_ORIGIN[name]), name)
+
 
 
 class _CallablePackage(types.ModuleType):

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
-from importlib import import_module
-
 import numpy as np
 
+from fastvq.compress._importing import imported
 from fastvq.runtime import CompressedModel, Graph
 from fastvq.runtime.encoding import Raw
 from fastvq.runtime.ops import operators
 
 __all__ = ["SCHEMES", "compress"]
 
-SCHEMES = ("float32", "float16")
+SCHEMES = ("float32", "float16", "int8")
 
 
 def compress(
-    model, X=None, y=None, *, scheme="float32", metadata=None, dimensions=None, n_threads=None
+    model,
+    X=None,
+    y=None,
+    *,
+    scheme="float32",
+    metadata=None,
+    dimensions=None,
+    n_threads=None,
+    **settings,
 ):
     """Make a model that runs with NumPy alone, and fits into a small file.
 
@@ -29,12 +34,14 @@ def compress(
         onnx.ModelProto; a module of PyTorch; a mapping of names to weights, which are stored and
         come out as the outputs; or a model of fastvq, to be stored in another way.
     X : array-like, or tuple of them, optional
-        Examples of the inputs. A module of PyTorch needs them: it is traced with them.
+        Examples of the inputs. A module of PyTorch needs them: it is traced with them. "int8"
+        finds ranges on them; they should not be those that the model is judged by.
     y : array-like, optional
-        Not used by these schemes.
-    scheme : {"float32", "float16"}
+        What the examples are, by which "int8" tells scores, and keeps to a `max_drop`.
+    scheme : {"float32", "float16", "int8"}
         How weights are stored. float16 halves the file; weights are rounded to 11 bits, and
-        computed with as float32. A tensor with values beyond its range stays float32.
+        computed with as float32. A tensor with values beyond its range stays float32. int8 makes
+        it four times smaller, and layers multiply integers: see :class:`ModelQuantizer`.
     metadata : mapping, optional
         More for the file: see :class:`CompressedModel`. Classes of a classifier, what prepares
         pictures or text (:mod:`fastvq.runtime.preprocess`).
@@ -44,6 +51,8 @@ def compress(
         sequences of any length.
     n_threads : int, optional
         What the model's calls use.
+    **settings
+        Of "int8": the parameters of :class:`ModelQuantizer`, such as activations="static".
 
     Returns
     -------
@@ -69,44 +78,18 @@ def compress(
     """
     if scheme not in SCHEMES:
         raise ValueError(f"scheme must be one of {', '.join(SCHEMES)}, got {scheme!r}")
-    graph, known = _imported(model, X, dimensions)
+    if settings and scheme != "int8":
+        raise TypeError(f"scheme={scheme!r} has no setting {', '.join(settings)}")
+    graph, known = imported(model, X, dimensions)
+    known = {**known, **(metadata or {})}
+    if scheme == "int8":
+        from fastvq.compress.quantizer import ModelQuantizer
+
+        quantizer = ModelQuantizer(scheme, n_threads=n_threads, **settings)
+        return quantizer.fit_transform(CompressedModel(graph, known), X, y)
     if scheme == "float16":
         graph = _halved(graph)
-    return CompressedModel(graph, {**known, **(metadata or {})}, n_threads=n_threads)
-
-
-def _imported(model, X, dimensions=None):
-    """The model as a graph, and what is known beside it."""
-    if isinstance(model, CompressedModel):
-        return model.graph, model.metadata
-    if isinstance(model, Mapping):
-        found = _importer("mapping").from_mapping(model)
-    elif isinstance(model, (str, os.PathLike)) or _is_of(model, "onnx", "ModelProto"):
-        found = _importer("onnx").from_onnx(model)
-    elif _is_of(model, "torch", "Module"):
-        if X is None:
-            raise ValueError("a module of PyTorch is traced with examples of its inputs: give X")
-        found = _importer("torch").from_torch(model, X, dimensions=dimensions)
-    elif hasattr(model, "get_params") and hasattr(model, "fit"):
-        found = _importer("sklearn").from_sklearn(model)
-    else:
-        raise TypeError(
-            "model must be a scikit-learn estimator, an ONNX model or its path, a torch.nn.Module "
-            f"or a mapping of names to arrays, got {type(model).__name__}"
-        )
-    return (found, {}) if isinstance(found, Graph) else found
-
-
-def _importer(name):
-    return import_module(f"fastvq.compress.importers.{name}")
-
-
-def _is_of(model, package, name):
-    """Whether a model is of a class of that name of a package, which need not be installed."""
-    return any(
-        cls.__name__ == name and cls.__module__.partition(".")[0] in (package, f"{package}_ml_pb2")
-        for cls in type(model).__mro__
-    )
+    return CompressedModel(graph, known, n_threads=n_threads)
 
 
 def _halved(graph):

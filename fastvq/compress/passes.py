@@ -1,7 +1,6 @@
 """Graph -> Graph before weights are rounded: what makes rounding cost less.
 
-None of these changes what the float model computes, beyond the rounding of float32, but
-`bias_corrected`, which takes back the mean error that rounded weights make.
+None of these changes what the float model computes, beyond the rounding of float32.
 """
 
 from __future__ import annotations
@@ -51,6 +50,23 @@ class _Scaling(Rewriting):
     def replace(self, old, new):
         places = [i for i, node in enumerate(self.nodes) if node.outputs == old.outputs]
         self.nodes[places[0]] = new
+
+    def give_back(self, name, factors, layers):
+        """Let all readers of a value but these read it times the factors."""
+        scaled_by = {node.outputs for node in layers}
+        others = [n for n in self.nodes if name in n.inputs and n.outputs not in scaled_by]
+        if not others:
+            return
+        whole = self.new_name(name)
+        constant = self.new_constant(name, factors.astype(np.float32))
+        place = next(i for i, n in enumerate(self.nodes) if name in n.outputs)
+        multiply = Node("Binary", (name, constant), (whole,), {"function": "multiply"})
+        self.nodes.insert(place + 1, multiply)
+        for node in others:
+            inputs = [whole if n == name else n for n in node.inputs]
+            self.replace(
+                node, Node(node.operator, inputs, node.outputs, node.attributes, node.name)
+            )
 
     def current(self, node):
         return next(n for n in self.nodes if n.outputs == node.outputs)
@@ -130,22 +146,19 @@ def _sizes(weight, axis):
 
 
 def smoothed_norms(graph: Graph):
-    """Layer norms all of whose users are dense layers, with those."""
+    """Layer norms that dense layers read, with those; whoever else reads gets channels back."""
     users, outputs = graph.users(), {value.name for value in graph.outputs}
     found = []
     for norm in graph.nodes:
-        readers = users.get(norm.outputs[0], [])
-        if norm.operator != "LayerNorm" or len(norm.inputs) < 2 or not readers:
+        if norm.operator != "LayerNorm" or len(norm.inputs) < 2 or norm.outputs[0] in outputs:
             continue
         scales = [graph.constants.get(name) for name in norm.inputs[1:] if name]
-        if not all(isinstance(s, Raw) and len(s.shape) == 1 for s in scales):
+        if not scales or not all(isinstance(s, Raw) and len(s.shape) == 1 for s in scales):
             continue
-        layers = all(
-            _is_layer(graph, n) and n.operator == "Dense" and n.inputs[0] == norm.outputs[0]
-            for n in readers
-        )
-        if layers and norm.outputs[0] not in outputs:
-            found.append((norm, readers))
+        readers = users.get(norm.outputs[0], [])
+        layers = [n for n in readers if n.operator == "Dense" and _is_layer(graph, n)]
+        if layers:
+            found.append((norm, layers))
     return found
 
 
@@ -177,4 +190,5 @@ def smoothed(graph: Graph, sizes, strength: float = 0.5) -> Graph:
         work.replace(norm, scaled)
         for node in layers:
             work.replace(node, work.scale(work.current(node), 1, factors, -1))
+        work.give_back(norm.outputs[0], factors, layers)
     return work.finished()

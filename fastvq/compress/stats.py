@@ -170,20 +170,26 @@ class Statistics:
         self._counts, self._exponent = np.zeros(2 * _SIDE, np.int64), exponent
         np.add.at(self._counts, places // wide + _SIDE, counts)
 
-    def merge(self, other):
-        """Take in all that another one has seen: for values that are to have the same steps."""
-        self.count += other.count
-        self.low, self.high = min(self.low, other.low), max(self.high, other.high)
-        pairs = zip(self.moving or other.moving, other.moving or self.moving, strict=True)
-        (least, a), (most, b) = pairs
-        self.moving = min(least, a), max(most, b)
-        if self._counts is not None:
-            counts = Statistics("", True)
-            counts._counts, counts._exponent = other._counts.copy(), other._exponent
-            exponent = max(self._exponent, other._exponent)
-            self._coarsen(exponent)
-            counts._coarsen(exponent)
-            self._counts += counts._counts
+    @classmethod
+    def merged(cls, parts):
+        """What several have seen together: for values that are to have the same steps."""
+        parts = [part for part in parts if part.count]
+        whole = cls(parts[0].name if parts else "", all(p._counts is not None for p in parts))
+        if not parts:
+            return whole
+        whole.count = sum(part.count for part in parts)
+        whole.low = min(part.low for part in parts)
+        whole.high = max(part.high for part in parts)
+        whole.moving = min(p.moving[0] for p in parts), max(p.moving[1] for p in parts)
+        if whole._counts is not None:
+            exponent = max(part._exponent for part in parts)
+            for part in parts:
+                coarse = cls()
+                coarse._counts, coarse._exponent = part._counts, part._exponent
+                coarse._coarsen(exponent)
+                whole._counts = whole._counts + coarse._counts
+            whole._exponent = exponent
+        return whole
 
     # ---- ranges ------------------------------------------------------------------------------
 

@@ -60,22 +60,29 @@ def report(model) -> Table:
     """See :meth:`CompressedModel.report`."""
     graph, whole = model.graph, model.nbytes
     users = graph.users()
+    made = model.metadata.get("compression", {})
+    tensors, layers = made.get("tensors", {}), made.get("layers", {})
     rows = []
     for name, encoded in graph.constants.items():
         node = next(iter(users.get(name, [])), None)
         size = math.prod(encoded.shape)
-        rows.append(
-            (
-                node.name if node else None,
-                node.operator if node else None,
-                name,
-                tuple(encoded.shape),
-                encoded.scheme,
-                8 * encoded.nbytes / size if size else None,
-                encoded.nbytes,
-                encoded.nbytes / whole,
-            )
+        row = (
+            node.name if node else None,
+            node.operator if node else None,
+            name,
+            tuple(encoded.shape),
+            encoded.scheme,
+            8 * encoded.nbytes / size if size else None,
+            encoded.nbytes,
+            encoded.nbytes / whole,
         )
+        if made:
+            before, rounding, key = tensors.get(name, (encoded.nbytes, None, None))
+            if node and name in [node.inputs[i] for i in operators()[node.operator].weights]:
+                key = key or node.outputs[0]
+            _, reason, noise = layers.get(key, (None, None, None))
+            row += before, rounding, noise, reason
+        rows.append(row)
     values = sum(math.prod(encoded.shape) for encoded in graph.constants.values())
     weights = sum(encoded.nbytes for encoded in graph.constants.values())
     totals = {
@@ -85,7 +92,30 @@ def report(model) -> Table:
         "bits a value, all in": 8 * whole / values if values else None,
     }
     columns = {"layer": "", "operator": "", "tensor": "", "shape": "", "scheme": ""}
-    return Table({**columns, "bits": ".4g", "bytes": ",", "share": ".1%"}, rows, totals)
+    columns |= {"bits": ".4g", "bytes": ",", "share": ".1%"}
+    if made:
+        columns |= {"bytes before": ",", "weights dB": ".1f", "layer dB": ".1f", "why": ""}
+        totals |= _compression(made, whole, model.latencies)
+    return Table(columns, rows, totals)
+
+
+def _compression(made, whole, latencies):
+    """Totals of a model that was quantized: size, score and latency before and after."""
+    schemes = [scheme for scheme, *_ in made.get("layers", {}).values()]
+    found = {f"layers in {scheme}": schemes.count(scheme) for scheme in sorted({*schemes})}
+    before = made.get("bytes before")
+    if before:
+        found |= {"bytes of float32": before, "of float32": whole / before}
+    score = made.get("score") or {}
+    if score:
+        found |= {
+            f"{score['score']} before": score["before"],
+            f"{score['score']} after": score["after"],
+            "SQNR dB of outputs": score["SQNR dB"],
+        }
+    for rows, times in latencies.items():
+        found[f"us, {rows} rows, before and after"] = f"{times['before']:.1f}, {times['after']:.1f}"
+    return found
 
 
 def _weights(graph, node):

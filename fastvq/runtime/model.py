@@ -81,6 +81,7 @@ class CompressedModel:
         self.graph = graph
         self.metadata = dict(metadata or {})
         self.n_threads = n_threads
+        self.latencies: dict = {}  # of a model just made of a float one: by rows, of both
         preprocess.check(self.metadata.get("preprocess"))
         self._check_methods()
         self._start()
@@ -189,7 +190,11 @@ class CompressedModel:
         return file.nbytes(self.graph, self.metadata)
 
     def report(self) -> Table:
-        """What each constant costs: layer, shape, scheme, bits a value, bytes; and totals."""
+        """What each constant costs: layer, shape, scheme, bits a value, bytes; and totals.
+
+        Of a model that was quantized also what its tensors were before and how much noise rounding
+        put in, which layers stayed float and why, and score and latency before and after.
+        """
         return measure.report(self)
 
     def profile(self, *arrays, n_threads=None, seconds=0.3, **named) -> Table:
@@ -279,6 +284,7 @@ class CompressedModel:
 
     def __setstate__(self, state):
         self.__dict__.update(state)
+        self.latencies = {}
         self._start()
 
     # ---- below -------------------------------------------------------------------------------

@@ -338,12 +338,10 @@ class Static:
 
     def write(self, statistics: Mapping[str, stats.Statistics], method="mse", means=None):
         """The integer graph, with the ranges that a calibration method finds in the statistics."""
-        groups: dict[str, stats.Statistics] = {}
+        parts: dict[str, list] = {}
         for name in self.watched:
-            leader = self._groups.leader(name)
-            if leader not in groups:
-                groups[leader] = stats.Statistics(leader)
-            groups[leader].merge(statistics[name])
+            parts.setdefault(self._groups.leader(name), []).append(statistics[name])
+        groups = {leader: stats.Statistics.merged(seen) for leader, seen in parts.items()}
         symmetric = {self._groups.leader(name) for name in self._symmetric}
         found = {
             leader: stats.parameters(*seen.range(method, leader in symmetric), leader in symmetric)
@@ -657,8 +655,8 @@ class _StaticWriting(_Writing):
         # The most precise multipliers that stay within 2^14.
         shift = int(np.clip(math.floor(math.log2((1 << 14) / largest)), 1, 30))
         attributes = {
-            "a_multiplier": round(sa / sy * 2**shift),
-            "b_multiplier": round(sb / sy * 2**shift),
+            "a_multiplier": min(round(sa / sy * 2**shift), 1 << 14),
+            "b_multiplier": min(round(sb / sy * 2**shift), 1 << 14),
             "shift": shift,
             "a_zero_point": za,
             "b_zero_point": zb,
