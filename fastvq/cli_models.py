@@ -31,15 +31,40 @@ def _add_compress(add):
         "estimator that was pickled. `fastvq run` and fastvq.load run it with NumPy alone. "
         "Loading a pickle runs whatever code it holds: that takes --unpickle, and a file whose "
         "origin you trust.",
-        "fastvq compress model.onnx -o model.fvq --scheme float16",
+        "fastvq compress model.onnx --calibrate X.npy --scheme int8 -o model.fvq",
     )
     command.add_argument("model", metavar="MODEL", help=f".onnx, or {', '.join(_PICKLES)}")
     command.add_argument("-o", "--output", required=True, metavar="OUT.fvq", help="the file")
     command.add_argument(
         "--scheme",
         default="float32",
-        choices=["float32", "float16"],
-        help="how weights are stored (%(default)s)",
+        choices=["float32", "float16", "int8"],
+        help="how weights are stored; int8: how they are multiplied, too (%(default)s)",
+    )
+    command.add_argument(
+        "--calibrate",
+        metavar="X.npy",
+        help="int8: examples of the input, on which ranges are found and scores are told",
+    )
+    command.add_argument("--labels", metavar="Y.npy", help="int8: what the examples are")
+    command.add_argument(
+        "--activations",
+        choices=["dynamic", "static"],
+        help="int8: steps of activations are found as the model runs (the default), or on X.npy",
+    )
+    command.add_argument(
+        "--calibration",
+        choices=["minmax", "moving", "percentile", "mse", "entropy"],
+        help="int8: how static steps are chosen (mse)",
+    )
+    command.add_argument(
+        "--max-drop", type=float, metavar="D", help="int8: how much of the score may be lost"
+    )
+    command.add_argument(
+        "--keep",
+        action="append",
+        metavar="PATTERN",
+        help="int8: layers of such a name stay float; may be given several times",
     )
     _add_unpickle(command)
     command.add_argument("--report", action="store_true", help="list what each tensor costs")
@@ -51,13 +76,29 @@ def _compress(args):
     from ._files import as_output
 
     as_output(args.output, [args.model])  # before the work: a bad output fails at once
-    compressed = fastvq.compress(_loaded(args), scheme=args.scheme)
+    examples, settings = _examples(args)
+    compressed = fastvq.compress(_loaded(args), *examples, scheme=args.scheme, **settings)
     compressed.save(args.output)
     if args.report:
         print(compressed.report())
     before, after = os.path.getsize(args.model), os.path.getsize(args.output)
     print(f"{args.model}: {before:,} bytes")
     print(f"{args.output}: {after:,} bytes ({after / before:.1%}), {args.scheme}")
+
+
+def _examples(args):
+    """X and y of the arguments, and settings of int8."""
+    from ._files import open_npy
+
+    settings = {
+        name: getattr(args, name)
+        for name in ("activations", "calibration", "max_drop", "keep")
+        if getattr(args, name) is not None
+    }
+    paths = args.calibrate, args.labels
+    if args.scheme != "int8" and (settings or any(paths)):
+        raise ValueError("examples and settings of integers are for --scheme int8")
+    return [None if path is None else open_npy(path, range(33)) for path in paths], settings
 
 
 def _loaded(args):

@@ -175,3 +175,7 @@ class CompressedRegressor(RegressorMixin, _Compressed):
     >>> CompressedRegressor(Ridge()).fit(X, y).predict(X[:2]).shape
     (2,)
     """
+
+    def predict(self, X):
+        """What the compressed model predicts for each row, as float64: it computes in float32."""
+        return np.asarray(super().predict(X), np.float64)

@@ -27,6 +27,7 @@ _SMALL = 1024  # weights of a dense layer that are not worth the trouble
 _GROSS = 12.0  # dB: a layer whose own integers are noisier than this is not made of integers
 _SAMPLED = 1 << 25  # bytes of a layer's values that its own error is measured on
 _TIMED = (1, 32)  # rows of a call whose time is told
+_LONGEST = 1e5  # microseconds of a call that is not waited for
 
 
 class ModelQuantizer(BaseEstimator):
@@ -623,18 +624,21 @@ def _explained(found, y):
 
 
 def _latencies(whole, small, arrays):
-    """Microseconds of a call of both, side by side, by rows."""
+    """Microseconds of a call of both, side by side, by rows; nothing that takes too long."""
     found = {}
     for rows in _TIMED:
         batch = next(stats.batches_of(whole.graph, arrays, rows))
-        times: dict = {"before": [], "after": []}
+        n = len(batch[0]) if batch and batch[0].ndim else 1
+        last = found[max(found)] if found else {"before": 0.0}
+        if n in found or last["before"] * n > _LONGEST:
+            continue
         inputs = dict(zip(whole.input_names, batch, strict=True))
-        until = perf_counter() + 0.1
-        while len(times["after"]) < 4 or (perf_counter() < until and len(times["after"]) < 50):
+        times: dict = {"before": [], "after": []}
+        until = perf_counter() + 0.05
+        while len(times["after"]) < 3 or (perf_counter() < until and len(times["after"]) < 50):
             for which, model in (("before", whole), ("after", small)):
                 began = perf_counter()
                 model.run(inputs)
                 times[which].append(1e6 * (perf_counter() - began))
-        n = len(batch[0]) if batch and batch[0].ndim else 1
         found[n] = {which: float(np.median(t[1:])) for which, t in times.items()}
     return found
