@@ -27,7 +27,6 @@ def __getattr__(name):
     return getattr(import_module(_ORIGIN[name]), name)
 
 
-
 class _CallablePackage(types.ModuleType):
     __call__ = staticmethod(compress)
 

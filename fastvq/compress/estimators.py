@@ -80,9 +80,7 @@ class _Compressed(MetaEstimatorMixin, BaseEstimator):
 
     def _give(self, method, X):
         check_is_fitted(self, "compressed_")
-        X = validate_data(
-            self, X, dtype="numeric", reset=False, ensure_all_finite=self._finite()
-        )
+        X = validate_data(self, X, dtype="numeric", reset=False, ensure_all_finite=self._finite())
         return getattr(self.compressed_, method)(X)
 
     def predict(self, X):

@@ -13,7 +13,7 @@ from fastvq.runtime.graph import Graph, Node
 from fastvq.runtime.layout import settled
 from fastvq.runtime.rewrite import Derived, Rewriting
 
-__all__ = ["equalised", "equalised_pairs", "prepared", "smoothed", "smoothed_norms"]
+__all__ = ["centred", "equalised", "equalised_pairs", "prepared", "smoothed", "smoothed_norms"]
 
 # Of a layer's largest and smallest factor: beyond, a channel is as good as dead.
 _MOST_FACTOR = 1e4
@@ -106,7 +106,7 @@ def equalised(graph: Graph, rounds: int = 4) -> Graph:
         for first, second in pairs:
             first, second = work.current(first), work.current(second)
             before = _sizes(work.raw(first.inputs[1]), 0)
-            depthwise = _in_axis(graph, second) == "depthwise"
+            depthwise = _in_axis(work, second) == "depthwise"
             after = _sizes(work.raw(second.inputs[1]), 0 if depthwise else -1)
             if len(before) != len(after):
                 continue
@@ -140,6 +140,47 @@ def _in_axis(graph, node):
 def _sizes(weight, axis):
     """The largest size of the weights of each channel."""
     return np.abs(np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)).max(axis=1)
+
+
+# ---- features of unlike sizes -------------------------------------------------------------------
+
+
+def centred(graph: Graph, ranges) -> Graph:
+    """Let dense layers read features of equal size: (x - centre) / reach, and weights the rest.
+
+    The steps of a row are otherwise those of its largest feature, and a scaler in front of the
+    model is gone: fusing put it into the weights.
+
+    Parameters
+    ----------
+    graph : Graph
+    ranges : mapping of a dense layer's output to (low, high), each (C,)
+        Of the features that it reads.
+    """
+    work = _Scaling(graph)
+    for key, (low, high) in ranges.items():
+        node = next(n for n in work.nodes if n.outputs[0] == key)
+        low, high = np.float64(low), np.float64(high)
+        centre, reach = (low + high) / 2, (high - low) / 2
+        reach[reach == 0] = 1
+        centre, reach = centre.astype(np.float32), reach.astype(np.float32)
+        weight = work.raw(node.inputs[1]).astype(np.float64)
+        bias = work.raw(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] else 0.0
+        x, middle, even = node.inputs[0], work.new_name(key), work.new_name(key)
+        inputs = (
+            even,
+            work.new_constant(node.inputs[1], (weight * reach).astype(np.float32)),
+            work.new_constant(f"{node.name} bias", (bias + weight @ centre).astype(np.float32)),
+        )
+        work.replace(node, Node("Dense", inputs, node.outputs, node.attributes, node.name))
+        place = next(i for i, n in enumerate(work.nodes) if n.outputs[0] == key)
+        steps = ((x, centre, middle, "subtract"), (middle, 1 / reach, even, "multiply"))
+        work.nodes[place:place] = [
+            Node("Binary", (a, work.new_constant(f"{key} {function}", b)), (y,),
+                 {"function": function}, node.name)
+            for a, b, y, function in steps
+        ]  # fmt: skip
+    return work.finished()
 
 
 # ---- smoothing ----------------------------------------------------------------------------------

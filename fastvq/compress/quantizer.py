@@ -25,6 +25,7 @@ __all__ = ["ModelQuantizer"]
 
 _SMALL = 1024  # weights of a dense layer that are not worth the trouble
 _GROSS = 12.0  # dB: a layer whose own integers are noisier than this is not made of integers
+_NOISY = 30.0  # dB: a dense layer noisier than this reads features that are made of equal size
 _SAMPLED = 1 << 25  # bytes of a layer's values that its own error is measured on
 _TIMED = (1, 32)  # rows of a call whose time is told
 _LONGEST = 1e5  # microseconds of a call that is not waited for
@@ -69,8 +70,9 @@ class ModelQuantizer(BaseEstimator):
     Attributes
     ----------
     layers_ : list of dict
-        What became of each layer, and why: "layer", "operator", "scheme" ("int8", "int8 weights"
-        or "float32"), "reason", "SQNR dB" (of its own output, the rest of the model being float).
+        What became of each layer, and why: "layer", "operator", "scheme" ("int8", "float32" or,
+        where there is no integer kernel, "int8 weights"), "reason", "SQNR dB" (of its own output,
+        the rest of the model being float).
     ranges_ : dict
         "static": the statistics of each value that has steps, by name.
     scores_ : dict
@@ -267,12 +269,14 @@ class _Fitting:
         self._settings, self._arrays = settings, arrays
         self._threads = _threads.effective(settings.n_threads)
         self._sizes: dict[str, np.ndarray] = {}
+        self._features: dict[str, tuple] = {}
         self.ranges: dict[str, stats.Statistics] = {}
         self._means: dict[str, np.ndarray] = {}
         self.scheme: dict[str, str] = {}
         self._reasons: dict[str, str] = {}
         self._noise: dict[str, float] = {}
         self._observe_norms(passes.prepared(graph))
+        self._given = graph
         self._take(graph)
 
     def _take(self, graph):
@@ -282,6 +286,8 @@ class _Fitting:
             graph = passes.equalised(graph)
         if self._sizes:
             graph = passes.smoothed(graph, self._sizes, self._settings.smoothing)
+        if self._features:
+            graph = passes.centred(graph, self._features)
         self.graph = graph
         self.candidates = int8.candidates(graph, self._settings.activations)
 
@@ -312,10 +318,10 @@ class _Fitting:
             return
         self._calibrate()
         self._measure()
+        self._even_out()
         for key, noise in self._noise.items():
             if noise < _GROSS and self.scheme[key] == "int8":
-                alone = "float32" if self.candidates[key].operator == "MatMul" else "int8 weights"
-                self._stay(key, alone, f"{noise:.1f} dB in integers")
+                self._stay(key, "float32", f"{noise:.1f} dB in integers")
 
     def _stay(self, key, scheme, reason):
         self.scheme[key], self._reasons[key] = scheme, reason
@@ -359,9 +365,7 @@ class _Fitting:
             return
         names = [norm.outputs[0] for norm, _ in norms]
         seen = stats.observe(graph, self._arrays, names, histograms=False, n_threads=self._threads)
-        self._sizes = {
-            name: np.maximum(-s.channel_low, s.channel_high) for name, s in seen.items()
-        }
+        self._sizes = {name: np.maximum(-s.channel_low, s.channel_high) for name, s in seen.items()}
 
     def _calibrate(self):
         wanted = [node.inputs[0] for node in self.candidates.values()]
@@ -369,8 +373,6 @@ class _Fitting:
             wanted += int8.Static(self.graph, self.candidates).watched
             wanted += [n for node in self.candidates.values() for n in node.inputs[:2]]
             wanted = [name for name in wanted if name not in self.graph.constants]
-        elif not self._settings.bias_correction:
-            return
         histograms = self._settings.activations == "static" and self._settings.calibration in (
             *("percentile", "mse", "entropy"),
         )
@@ -396,6 +398,22 @@ class _Fitting:
             shapes = {name: a.shape for name, a in zip(data, inputs, strict=True)}
             (found,) = Plan(small, shapes, {}, self._threads).run(inputs)
             self._noise[key] = compare([found], [key], [wanted]).column("SQNR dB")[0]
+
+    def _even_out(self):
+        """Give noisy dense layers features of equal size, and look again."""
+        self._features = {
+            key: (seen.channel_low, seen.channel_high)
+            for key, node in self.candidates.items()
+            if self._noise[key] < _NOISY and node.operator == "Dense" and self.scheme[key] == "int8"
+            for seen in [self.ranges.get(node.inputs[0])]
+            if seen is not None
+            and len(seen.channel_low) == self.graph.constants[node.inputs[1]].shape[-1]
+        }
+        if self._features:
+            self._take(self._given)
+            del self._sample
+            self._calibrate()
+            self._measure()
 
     def _sampled(self, names):
         """Values on the first rows, as many as memory allows."""
@@ -450,11 +468,7 @@ class _Fitting:
 
     def _alone(self):
         """Names of weights that are stored as int8, and multiplied as floats."""
-        found = {
-            self.candidates[key].inputs[1]
-            for key, scheme in self.scheme.items()
-            if scheme == "int8 weights"
-        }
+        found = set()
         uses: dict[str, list] = {}
         for node in self.graph.nodes:
             for place, name in enumerate(node.inputs):

@@ -235,6 +235,11 @@ class Statistics:
         """The best of ranges with both ends drawn in, then one of the ends."""
         middles, counts = self._bins()
         middles = np.clip(middles, self.low, self.high)
+        if method == "entropy":
+            # Exact zeros, as a ReLU leaves them, are a step of their own in any range: their mass
+            # would drown what the others tell.
+            near = np.abs(middles) <= 2.0**self._exponent
+            counts = np.where(near, np.minimum(counts, np.median(counts)), counts)
         cost = _squared_error if method == "mse" else _divergence
         low, high = min(self.low, 0.0), max(self.high, 0.0)
 

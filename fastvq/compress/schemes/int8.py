@@ -142,6 +142,10 @@ class _Writing(Rewriting):
         self._outputs = {value.name for value in graph.outputs}
 
     def quantized(self) -> Quantized:
+        for name in self._outputs & self._alone:  # weights that are given out, as of a mapping
+            values, scales = rounded_rows(self._graph.constants[name].decode(), self._granularity)
+            self.constants[name] = self._weights[name] = _affine(values, scales)
+            self._stored[name] = name
         return Quantized(self.finished(), self._weights, self._stored)
 
     def add(self, operator, inputs, outputs, attributes, name):
@@ -220,7 +224,10 @@ class _Writing(Rewriting):
             values, scales = rounded_rows(table)
             self._stored[name] = self.constant(name, values)
             self._weights[name] = _affine(values, scales)
-            self._scales = {**getattr(self, "_scales", {}), name: self.constant(name, scales[:, None])}
+            self._scales = {
+                **getattr(self, "_scales", {}),
+                name: self.constant(name, scales[:, None]),
+            }
         y, indices = node.outputs[0], node.inputs[1]
         steps, real, scale = (self.new_name(y) for _ in range(3))
         self.add("Gather", (self._stored[name], indices), (steps,), {}, node.name)
@@ -363,12 +370,13 @@ class Static:
         # What no integer layer reads in the end would only be converted twice.
         wanted = set()
         for node in reversed(self._graph.nodes):
-            if node.outputs[0] in self._chosen:
-                wanted.add(node.outputs[0])
-            elif node.outputs[0] in able and any(
-                user.outputs[0] in wanted
-                for name in node.outputs
-                for user in self._users.get(name, [])
+            if node.outputs[0] in self._chosen or (
+                node.outputs[0] in able
+                and any(
+                    user.outputs[0] in wanted
+                    for name in node.outputs
+                    for user in self._users.get(name, [])
+                )
             ):
                 wanted.add(node.outputs[0])
         return wanted
@@ -387,8 +395,7 @@ class Static:
         if node.operator == "Pad":
             value = node.inputs[2] if len(node.inputs) > 2 else ""
             zero = not value or (
-                value in self._graph.constants
-                and not self._graph.constants[value].decode().any()
+                value in self._graph.constants and not self._graph.constants[value].decode().any()
             )
             return zero or attributes.get("mode", "constant") != "constant"
         if node.operator == "Pool":
@@ -574,7 +581,9 @@ class _StaticWriting(_Writing):
         unit = np.float64(x_scale) * scales.astype(np.float64)
         if bias is not None:
             whole = np.clip(np.rint(bias / unit), -_MOST, _MOST).astype(np.int64)
-            room = _MOST - 255 * np.abs(values.reshape(len(values), -1).astype(np.int64)).sum(axis=1)
+            room = _MOST - 255 * np.abs(values.reshape(len(values), -1).astype(np.int64)).sum(
+                axis=1
+            )
             whole = np.clip(whole, -room, room).astype(np.int32)
             inputs[3] = self.constant(f"{node.name} bias", whole)
         attributes = {**_window(node, self._forms), "x_zero_point": x_zero}
