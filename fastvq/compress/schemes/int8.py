@@ -17,12 +17,11 @@ from typing import NamedTuple
 import numpy as np
 
 from fastvq.compress import stats
-from fastvq.runtime import functions
+from fastvq.runtime import functions, layout
 from fastvq.runtime.affine import Affine
 from fastvq.runtime.definitions.products import Windows
 from fastvq.runtime.encoding import Raw
 from fastvq.runtime.graph import Graph, Node
-from fastvq.runtime.layout import forms
 from fastvq.runtime.ops import operators
 from fastvq.runtime.rewrite import Rewriting
 
@@ -33,8 +32,18 @@ _MOST = np.iinfo(np.int32).max
 _BOUNDED = ("identity", "relu", "clip")
 # Give again what they read, in another place or shape.
 _MOVES = frozenset(
-    ["Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Split", "Gather"]
-    + ["Expand", "Tile"]
+    [
+        "Reshape",
+        "Flatten",
+        "Squeeze",
+        "Unsqueeze",
+        "Transpose",
+        "Slice",
+        "Split",
+        "Gather",
+        "Expand",
+        "Tile",
+    ]
 )
 _RECURRENT = ("LSTM", "GRU", "RNN")
 
@@ -60,7 +69,7 @@ def candidates(graph: Graph, activations: str) -> dict[str, Node]:
     Dense layers and convolutions of one or two dimensions with float32 weights, and, where
     activations are "static", products of two activations.
     """
-    forms = forms(graph, 96)
+    forms = layout.forms(graph, 96)
     found = {}
     for node in graph.nodes:
         x = forms.get(node.inputs[0]) if node.inputs else None
@@ -137,7 +146,7 @@ class _Writing(Rewriting):
         self._granularity, self._means = granularity, means or {}
         self._weights: dict[str, Affine] = {}
         self._stored: dict[str, str] = {}
-        self._forms = forms(graph, 96)
+        self._forms = layout.forms(graph, 96)
         self._users = graph.users()
         self._outputs = {value.name for value in graph.outputs}
 
@@ -332,7 +341,7 @@ class Static:
     def __init__(self, graph, integer: Iterable[str], stored=(), granularity="channel"):
         self._graph, self._chosen = graph, set(integer)
         self._settings = stored, granularity
-        self._forms = forms(graph, 96)
+        self._forms = layout.forms(graph, 96)
         self._users = graph.users()
         self._outputs = {value.name for value in graph.outputs}
         self._nodes = self._partition()
