@@ -206,8 +206,8 @@ def smoothed_norms(graph: Graph):
 def smoothed(graph: Graph, sizes, strength: float = 0.5) -> Graph:
     """Move the spread of channels from what a layer norm gives into the weights behind it.
 
-    Channel j is divided by s_j = max|x_j|^a / max|W_j|^(1-a), and column j of the weights multiplied
-    by it (Xiao et al., "SmoothQuant", ICML 2023, eq. 4).
+    Channel j is divided by s_j = max|x_j|^a / max|W_j|^(1-a), and column j of the weights is
+    multiplied by it (Xiao et al., "SmoothQuant", ICML 2023, eq. 4).
 
     Parameters
     ----------

@@ -597,10 +597,9 @@ def _scores(whole, small, arrays, y):
         if score is not None:
             return {"score": name, "before": score(before), "after": score(after), **found}
     name = "agreement" if agreements else "explained"
-    if agreements:
-        after = found["agreement"]
-    else:  # the share of the variance of what the float model gives
-        after = 1.0 if not noise else 1 - 10 ** (-min(noise) / 10)
+    # For numbers, the share of the variance of what the float model gives.
+    explained = 1.0 if not noise else 1 - 10 ** (-min(noise) / 10)
+    after = found["agreement"] if agreements else explained
     return {"score": name, "before": 1.0, "after": after, **found}
 
 
