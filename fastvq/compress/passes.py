@@ -17,17 +17,38 @@ __all__ = ["centred", "equalised", "equalised_pairs", "prepared", "smoothed", "s
 
 # Of a layer's largest and smallest factor: beyond, a channel is as good as dead.
 _MOST_FACTOR = 1e4
-_HOMOGENEOUS = ("identity", "relu", "leaky_relu")  # f(s x) = s f(x) for s > 0
+BOUNDS = ("identity", "relu", "clip")  # activations that clamp steps
+_ACTIVATION = ("activation", "alpha", "beta")
+_HOMOGENEOUS = ("identity", "relu")  # f(s x) = s f(x) for s > 0
 
 
 def prepared(graph: Graph) -> Graph:
-    """The graph as it runs: channels last, batch norms and activations inside of the layers."""
-    graph = fused(settled(graph))
+    """The graph as it runs: channels last, batch norms inside of the layers, and activations.
+
+    Those that are no bounds come after their layer: integers reach them by a table.
+    """
+    graph = _parted(fused(settled(graph)))
     constants = {
         name: Raw(tensor.decode()) if isinstance(tensor, Derived) else tensor
         for name, tensor in graph.constants.items()
     }
     return Graph(graph.nodes, graph.inputs, graph.outputs, constants)
+
+
+def _parted(graph):
+    """The graph with activations other than bounds as nodes of their own."""
+    work = Rewriting(graph)
+    for node in graph.nodes:
+        function = node.attributes.get("activation", "identity")
+        if node.operator not in ("Dense", "Conv") or function in BOUNDS:
+            work.nodes.append(node)
+            continue
+        rest = {k: v for k, v in node.attributes.items() if k not in _ACTIVATION}
+        given = {k: v for k, v in node.attributes.items() if k in _ACTIVATION[1:]}
+        before = work.new_name(node.outputs[0])
+        unary = Node("Unary", (before,), node.outputs, {"function": function, **given}, node.name)
+        work.nodes += [Node(node.operator, node.inputs, (before,), rest, node.name), unary]
+    return work.finished()
 
 
 class _Scaling(Rewriting):
@@ -206,7 +227,7 @@ def smoothed_norms(graph: Graph):
 def smoothed(graph: Graph, sizes, strength: float = 0.5) -> Graph:
     """Move the spread of channels from what a layer norm gives into the weights behind it.
 
-    Channel j is divided by s_j = max|x_j|^a / max|W_j|^(1-a), and column j of the weights is
+    Channel j is divided by s_j = max|x_j|^a / max|W_j|^(1-a), and column j of the weights
     multiplied by it (Xiao et al., "SmoothQuant", ICML 2023, eq. 4).
 
     Parameters

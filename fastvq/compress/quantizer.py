@@ -18,6 +18,7 @@ from fastvq.compress.schemes import int8
 from fastvq.runtime import CompressedModel, Graph, Value
 from fastvq.runtime.encoding import Raw, decoded
 from fastvq.runtime.measure import compare
+from fastvq.runtime.model import _check_shapes as check_shapes
 from fastvq.runtime.ops import operators
 from fastvq.runtime.plan import Plan
 
@@ -238,6 +239,7 @@ class ModelQuantizer(BaseEstimator):
         else:
             inputs = model._inputs(X if isinstance(X, tuple) else (X,), {})
         arrays = model._checked(inputs)
+        check_shapes(model.graph.inputs, [a.shape for a in arrays])
         first = model.graph.inputs[0].shape[:1]
         if not first or not isinstance(first[0], str):
             return arrays, y
@@ -596,11 +598,11 @@ def _scores(whole, small, arrays, y):
         name, score = _judge(whole, np.asarray(y))
         if score is not None:
             return {"score": name, "before": score(before), "after": score(after), **found}
-    name = "agreement" if agreements else "explained"
-    # For numbers, the share of the variance of what the float model gives.
-    explained = 1.0 if not noise else 1 - 10 ** (-min(noise) / 10)
-    after = found["agreement"] if agreements else explained
-    return {"score": name, "before": 1.0, "after": after, **found}
+    if agreements:
+        return {"score": "agreement", "before": 1.0, "after": found["agreement"], **found}
+    # The share of what the float model gives that is not noise.
+    explained = 1 - 10 ** (-min(noise) / 10) if noise else 1.0
+    return {"score": "explained", "before": 1.0, "after": explained, **found}
 
 
 def _judge(model, y):

@@ -17,11 +17,12 @@ from typing import NamedTuple
 import numpy as np
 
 from fastvq.compress import stats
-from fastvq.runtime import functions, layout
+from fastvq.runtime import functions
 from fastvq.runtime.affine import Affine
 from fastvq.runtime.definitions.products import Windows
 from fastvq.runtime.encoding import Raw
 from fastvq.runtime.graph import Graph, Node
+from fastvq.runtime.layout import forms as forms_of
 from fastvq.runtime.ops import operators
 from fastvq.runtime.rewrite import Rewriting
 
@@ -29,21 +30,9 @@ __all__ = ["Quantized", "Static", "candidates", "dynamic", "rounded_rows"]
 
 _WIDEST = 1 << 16  # products of a sum, as definitions.integers has it
 _MOST = np.iinfo(np.int32).max
-_BOUNDED = ("identity", "relu", "clip")
 # Give again what they read, in another place or shape.
 _MOVES = frozenset(
-    [
-        "Reshape",
-        "Flatten",
-        "Squeeze",
-        "Unsqueeze",
-        "Transpose",
-        "Slice",
-        "Split",
-        "Gather",
-        "Expand",
-        "Tile",
-    ]
+    "Expand Flatten Gather Reshape Slice Split Squeeze Tile Transpose Unsqueeze".split()
 )
 _RECURRENT = ("LSTM", "GRU", "RNN")
 
@@ -69,7 +58,7 @@ def candidates(graph: Graph, activations: str) -> dict[str, Node]:
     Dense layers and convolutions of one or two dimensions with float32 weights, and, where
     activations are "static", products of two activations.
     """
-    forms = layout.forms(graph, 96)
+    forms = forms_of(graph, 96)
     found = {}
     for node in graph.nodes:
         x = forms.get(node.inputs[0]) if node.inputs else None
@@ -146,7 +135,7 @@ class _Writing(Rewriting):
         self._granularity, self._means = granularity, means or {}
         self._weights: dict[str, Affine] = {}
         self._stored: dict[str, str] = {}
-        self._forms = layout.forms(graph, 96)
+        self._forms = forms_of(graph, 96)
         self._users = graph.users()
         self._outputs = {value.name for value in graph.outputs}
 
@@ -275,14 +264,8 @@ def _write_dynamic(work, node):
     inputs = [node.inputs[0], weight, work.constant(f"{node.inputs[1]} scales", scales)]
     inputs.append("" if bias is None else work.constant(f"{node.name} bias", bias))
     attributes = _window(node, work._forms)
-    activation = {k: node.attributes[k] for k in _ACTIVATION if k in node.attributes}
-    operator = f"Dynamic{node.operator}"
-    if activation.get("activation", "identity") in _BOUNDED:
-        work.add(operator, inputs, node.outputs, {**attributes, **activation}, node.name)
-        return
-    before = work.new_name(node.outputs[0])
-    work.add(operator, inputs, (before,), attributes, node.name)
-    work.add("Unary", (before,), node.outputs, _as_unary(activation), node.name)
+    attributes |= {k: node.attributes[k] for k in _ACTIVATION if k in node.attributes}
+    work.add(f"Dynamic{node.operator}", inputs, node.outputs, attributes, node.name)
 
 
 _ACTIVATION = ("activation", "alpha", "beta")
@@ -341,7 +324,7 @@ class Static:
     def __init__(self, graph, integer: Iterable[str], stored=(), granularity="channel"):
         self._graph, self._chosen = graph, set(integer)
         self._settings = stored, granularity
-        self._forms = layout.forms(graph, 96)
+        self._forms = forms_of(graph, 96)
         self._users = graph.users()
         self._outputs = {value.name for value in graph.outputs}
         self._nodes = self._partition()
@@ -614,20 +597,13 @@ class _StaticWriting(_Writing):
             activation.get(k, d) for k, d in zip(_ACTIVATION, ("identity", 0.0, 0.0), strict=True)
         )
         before, after = self._steps[y], y
+        attributes |= _limits(function, alpha, beta, *before)
+        follower = self._follower(node) if function == "identity" else None
         table = None
-        if function in _BOUNDED:
-            attributes |= _limits(function, alpha, beta, *before)
-            follower = self._follower(node) if function == "identity" else None
-            if follower is not None:
-                after = follower.outputs[0]
-                self._inside.add(after)
-                table = _table(follower.attributes, before, self._steps[after])
-        else:
-            # Only leaky_relu: what it gives tells the range of what it read.
-            low, high = _range_of(*before)
-            steps = stats.parameters(low / alpha if alpha > 0 else -high, high)
-            table = _table(_as_unary(activation), steps, before)
-            before = steps
+        if follower is not None:
+            after = follower.outputs[0]
+            self._inside.add(after)
+            table = _table(follower.attributes, before, self._steps[after])
         inputs[2] = self._multiplier(node, unit / before[0])
         attributes["y_zero_point"] = before[1]
         if table is not None:
@@ -742,10 +718,6 @@ def _limits(function, alpha, beta, scale, zero_point):
     if high is not None and high / scale + zero_point < 127:
         found["high"] = int(max(np.rint(high / scale) + zero_point, -128))
     return found
-
-
-def _range_of(scale, zero_point):
-    return scale * (-128 - zero_point), scale * (127 - zero_point)
 
 
 def _table(attributes, x_steps, y_steps):
