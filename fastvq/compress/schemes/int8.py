@@ -32,7 +32,18 @@ _WIDEST = 1 << 16  # products of a sum, as definitions.integers has it
 _MOST = np.iinfo(np.int32).max
 # Give again what they read, in another place or shape.
 _MOVES = frozenset(
-    "Expand Flatten Gather Reshape Slice Split Squeeze Tile Transpose Unsqueeze".split()
+    [
+        "Expand",
+        "Flatten",
+        "Gather",
+        "Reshape",
+        "Slice",
+        "Split",
+        "Squeeze",
+        "Tile",
+        "Transpose",
+        "Unsqueeze",
+    ]
 )
 _RECURRENT = ("LSTM", "GRU", "RNN")
 
