@@ -54,41 +54,7 @@ def save(quantizer, path):
 
 
 def load(path):
-    """Load what `save` wrote, whatever its kind.
-
-    Parameters
-    ----------
-    path : str or path
-
-    Returns
-    -------
-    quantizer : BaseQuantizer
-        It encodes and decodes as the one that was saved, bit for bit, and goes on with
-        `partial_fit` where that one stood. Its fitted arrays are read-only.
-
-    Raises
-    ------
-    FileFormatError
-        A ValueError: for a file that is damaged, cut short, of another kind, of a later version,
-        or hostile. No file makes `load` run code.
-    OSError
-        Where there is no such file, or it cannot be read.
-    MemoryError
-        Where what it holds does not fit in memory.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> import fastvq
-    >>> X = np.random.RandomState(0).randn(1000, 8)
-    >>> vq = fastvq.VectorQuantizer(16, random_state=0).fit(X)
-    >>> vq.save("vq.fvq")
-    >>> again = fastvq.load("vq.fvq")
-    >>> again
-    VectorQuantizer(n_codewords=16, random_state=0)
-    >>> bool((again.transform(X) == vq.transform(X)).all())
-    True
-    """
+    """The quantizer that `save` wrote; see :func:`fastvq.load`."""
     contents = container.read(path)
     kind, known = contents.kind, kinds()
     if kind not in known:
