@@ -113,7 +113,7 @@ def test_fit_leaves_defaults_to_the_class(folder):
 
 
 def test_quantizers_of_fit_are_those_of_the_package():
-    own = [name for name in fastvq.__all__ if name.endswith("Quantizer")]
+    own = [name for name in fastvq.vq.__all__ if name.endswith("Quantizer")]
     assert sorted(cli.QUANTIZERS.values()) == own
 
 
