@@ -182,7 +182,7 @@ class TestVectorQuantizer:
 class TestEveryQuantizer:
     """With its defaults: a class that is new needs nothing here."""
 
-    @pytest.fixture(params=[name for name in fastvq.__all__ if name.endswith("Quantizer")])
+    @pytest.fixture(params=[name for name in fastvq.vq.__all__ if name.endswith("Quantizer")])
     def fitted(self, request):
         rows = np.random.default_rng(1).normal(size=(700, 16)).astype(np.float32)
         quantizer = getattr(fastvq, request.param)()
@@ -310,7 +310,7 @@ class TestClasses:
     def test_all_of_fastvq_are_known(self):
         """By their names alone; and no class is found that is no quantizer."""
         own = {name for name in _saving.kinds() if "." not in name}
-        assert own == {name for name in fastvq.__all__ if name.endswith("Quantizer")}
+        assert own == {name for name in fastvq.vq.__all__ if name.endswith("Quantizer")}
 
 
 def rewritten(path, edit, kind=None):
