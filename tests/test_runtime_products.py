@@ -9,7 +9,7 @@ from oracles import THREADS, assert_same_bits
 from fastvq.runtime import CompressedModel, Graph, GraphError, Node, Value
 from fastvq.runtime.encoding import Raw
 from fastvq.runtime.fuse import ACTIVATIONS
-from fastvq.runtime.lowering import products
+from fastvq.runtime.lowering import distances, products
 from fastvq.runtime.ops import operators
 from fastvq.runtime.registry import KernelCall, compiled
 
@@ -21,6 +21,7 @@ def threads_at_once(monkeypatch):
     """As many threads as a test asks for, however little there is to do."""
     monkeypatch.setattr(products, "_THREAD_WORK", 1)
     monkeypatch.setattr(products, "_THREAD_VALUES", 1)
+    monkeypatch.setattr(distances, "_THREAD_WORK", 1)
 
 
 def model_of(operator, inputs, constants, **attributes):
@@ -93,7 +94,6 @@ def test_dense_with_more_features_than_a_block():
         check_rows(model, y, x)
 
 
-@pytest.mark.skipif(not compiled(), reason="NumPy's BLAS rounds a row as its batch suggests")
 def test_every_number_of_rows_has_the_same_bits():
     """All shapes of tiles: one to three rows by several panels, full and half panels."""
     weight, bias, x = random(0, 150, 90), random(1, 150), random(2, 30, 90)
@@ -356,3 +356,33 @@ def test_what_does_not_fit_is_refused():
         forms = [*inputs, *constants]
         with pytest.raises((ValueError, GraphError), match=message):
             operators()[operator].forms(forms, attributes)
+
+
+# ---- distances ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scaled", ["", "each point", "all"])
+@pytest.mark.parametrize("metric", ["squared", "euclidean", "manhattan", "chebyshev"])
+def test_distances(metric, scaled):
+    for i, n in enumerate(SIZES):
+        d, k = SIZES[(5 * i + 3) % 12], SIZES[(7 * i + 5) % 12]
+        x, points = random(i, n, d) + 100, random(i + 1, k, d) + 100
+        scale = {"": [], "each point": [random(i, k, d)], "all": [random(i, 1, d)]}[scaled]
+        model, y = check("Distances", [x], [points, *scale], metric=metric)
+        check_rows(model, y, x)
+
+
+@pytest.mark.parametrize("metric", ["squared", "euclidean", "manhattan", "chebyshev"])
+def test_distances_of_values_that_are_none(metric):
+    x, points = random(0, 9, 7), random(1, 20, 7)
+    x[3, 4], x[5, 6], x[6, 0] = np.nan, np.inf, -np.inf
+    x[8, 2], points[4, 2] = np.inf, np.inf
+    _, y = check("Distances", [x], [points], metric=metric)
+    assert np.isnan(y[3]).all()
+    assert np.isposinf(y[5:7]).all()
+    assert np.isnan(y[8, 4])
+
+
+def test_distances_to_many_features():
+    x, points = random(0, 5, 3000), random(1, 40, 3000)
+    check("Distances", [x], [points])

@@ -55,12 +55,17 @@ class Affine(EncodedTensor):
 
     def decode(self):
         """float32(q − zero_point) · scale, in float32."""
-        across = (-1, *[1] * (len(self.shape) - 1))
-        levels = self.values.astype(np.float32)
-        if self.zero_points is not None:
-            levels -= self.zero_points.astype(np.float32).reshape(across)
-        levels *= self.scales.reshape(across)
+        levels = self.rows(0, len(self.values))
         levels.flags.writeable = False
+        return levels
+
+    def rows(self, first, stop):
+        across = (-1, *[1] * (len(self.shape) - 1))
+        part = slice(first, stop) if len(self.scales) == len(self.values) else slice(None)
+        levels = self.values[first:stop].astype(np.float32)
+        if self.zero_points is not None:
+            levels -= self.zero_points[part].astype(np.float32).reshape(across)
+        levels *= self.scales[part].reshape(across)
         return levels
 
     def int8(self):

@@ -57,6 +57,10 @@ class EncodedTensor:
         """The values, of `shape` and `dtype`: C-contiguous, not to be written into."""
         raise NotImplementedError
 
+    def rows(self, first: int, stop: int) -> np.ndarray | None:
+        """Values of the rows from `first` up to `stop`, to be read once; None: decode all."""
+        return None
+
     def release(self) -> None:
         """Give back the memory of what can be read from the disk again: it has been packed."""
 
@@ -94,6 +98,12 @@ class Raw(EncodedTensor):
     def decode(self):
         values = self.values.astype(self.dtype, copy=False)
         values.flags.writeable = False if values is not self.values else values.flags.writeable
+        return values
+
+    def rows(self, first, stop):
+        part = self.values[first:stop]
+        values = part.astype(self.dtype)
+        _forget_pages(part)
         return values
 
     def release(self):

@@ -51,6 +51,11 @@ class Tensor:
             self._value = self.encoded.decode()
         return self._value
 
+    def rows(self, first, stop):
+        """Some rows of a known value: all of a large constant need not be decoded at once."""
+        found = self.encoded.rows(first, stop) if self._value is None else None
+        return self.value[first:stop] if found is None else found
+
     @property
     def known(self):
         return self._value is not None or self.encoded is not None

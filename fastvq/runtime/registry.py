@@ -19,7 +19,10 @@ from typing import Any, NamedTuple
 
 __all__ = ["KernelCall", "compiled", "kernel", "lowering", "lowering_of", "module", "workers"]
 
-_MODULES = ("products", "pointwise", "movement", "reductions", "recurrent", "trees", "integers")
+_MODULES = (
+    *("products", "pointwise", "movement", "reductions", "recurrent", "distances", "trees"),
+    "integers",
+)
 _LOWERINGS: dict[str, Callable] = {}
 
 

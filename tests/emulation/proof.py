@@ -111,6 +111,9 @@ def layers():
     for name, gates in (("LSTM", 4), ("GRU", 3), ("RNN", 1)):
         weights = [numbers(2, gates * 13, 9) / 8, numbers(2, gates * 13, 13) / 8]
         yield name, name, (6, 9), weights, {"direction": "bidirectional"}
+    yield "matmul", "MatMul", (13, 45), [numbers(45, 21)], {}
+    for metric in ("squared", "euclidean", "manhattan", "chebyshev"):
+        yield f"distances-{metric}", "Distances", (45,), [numbers(37, 45)], {"metric": metric}
     yield "transpose", "Transpose", (9, 11, 19), [], {"order": (0, 3, 1, 2)}
 
 

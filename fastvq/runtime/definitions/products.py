@@ -15,7 +15,7 @@ import numpy as np
 from fastvq.runtime import functions
 from fastvq.runtime.ops import operator
 
-__all__ = ["Windows"]
+__all__ = ["Windows", "row_by_row"]
 
 
 class Windows:
@@ -100,10 +100,21 @@ def _count(room, stride, ceil, inside):
 # ---- dense layers and matrices -----------------------------------------------------------------
 
 
+def row_by_row(x, matrix):
+    """x @ matrix, each row of a batch x (N, n_in) by itself.
+
+    A matrix product of the whole batch would be faster, but BLAS may then round a row otherwise
+    than it does alone. Where x has more dimensions, NumPy multiplies each sample by itself anyway.
+    """
+    if x.ndim != 2:
+        return np.matmul(x, matrix)
+    return np.matmul(np.ascontiguousarray(x)[:, None], matrix)[:, 0]
+
+
 @operator("Dense", weights=(1,))
 def dense(x, weight, bias=None, *, activation="identity", alpha=0.0, beta=0.0):
     """activation(x @ weightᵀ + bias): x (..., n_in), weight (n_out, n_in), bias (n_out,)."""
-    y = np.matmul(x, weight.T)
+    y = row_by_row(x, weight.T)
     return functions.apply(activation, y if bias is None else y + bias, alpha, beta)
 
 
@@ -120,7 +131,8 @@ def _(x, weight, bias=None, *, activation="identity", alpha=0.0, beta=0.0):
 def matmul(a, b, *, transpose_a=False, transpose_b=False):
     """a @ b as numpy.matmul has it, after swapping the last two dimensions of one or both."""
     a = np.swapaxes(a, -1, -2) if transpose_a else a
-    return np.matmul(a, np.swapaxes(b, -1, -2) if transpose_b else b)
+    b = np.swapaxes(b, -1, -2) if transpose_b else b
+    return row_by_row(a, b) if b.ndim == 2 else np.matmul(a, b)
 
 
 @matmul.shape

@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from fastvq.runtime import functions
+from fastvq.runtime.definitions.products import row_by_row
 from fastvq.runtime.ops import operator
 
 DIRECTIONS = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}
@@ -29,7 +30,7 @@ def lstm(
     """
 
     def step(d, projected, h, c):
-        gates = projected + h @ recurrent[d].T
+        gates = projected + row_by_row(h, recurrent[d].T)
         i, o, f, g = np.split(gates, 4, axis=-1)
         c = functions.sigmoid(f) * c + functions.sigmoid(i) * np.tanh(g)
         return functions.sigmoid(o) * np.tanh(c), c
@@ -56,12 +57,14 @@ def gru(
     def step(d, projected, h):
         R = recurrent[d]
         b = np.zeros(3 * H, x.dtype) if recurrent_bias is None else recurrent_bias[d]
-        gates = functions.sigmoid(projected[:, : 2 * H] + (h @ R[: 2 * H].T + b[: 2 * H]))
+        gates = functions.sigmoid(
+            projected[:, : 2 * H] + (row_by_row(h, R[: 2 * H].T) + b[: 2 * H])
+        )
         z, r = np.split(gates, 2, axis=-1)
         if linear_before_reset:
-            inner = r * (h @ R[2 * H :].T + b[2 * H :])
+            inner = r * (row_by_row(h, R[2 * H :].T) + b[2 * H :])
         else:
-            inner = (r * h) @ R[2 * H :].T + b[2 * H :]
+            inner = row_by_row(r * h, R[2 * H :].T) + b[2 * H :]
         return ((1 - z) * np.tanh(projected[:, 2 * H :] + inner) + z * h,)
 
     return _walk(x, weight, bias, lengths, [h0], direction, H, step)
@@ -79,7 +82,7 @@ def rnn(
     """
 
     def step(d, projected, h):
-        return (functions.apply(activation, projected + h @ recurrent[d].T),)
+        return (functions.apply(activation, projected + row_by_row(h, recurrent[d].T)),)
 
     return _walk(x, weight, bias, lengths, [h0], direction, recurrent.shape[-1], step)
 

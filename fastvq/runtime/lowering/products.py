@@ -36,7 +36,9 @@ def dense(node, inputs, outputs, plan):
         batch = _Batch(rows, n_out, k, (k, 1), (k, 1))
         calls = batch.calls(x, weight, outputs[0], plan, bias, node)
         return _activated(node, calls, outputs, plan)
-    panels = plan.packed(weight, _layout("panels", bias), lambda t: _panels([t.value], bias))
+    panels = plan.packed(
+        weight, _layout("panels", bias), lambda t: _panels(t.rows, (1, n_out, k), bias)
+    )
     product = _Product(
         size=(1, 1, rows), x_strides=(0, 0, k), y_strides=(0, 0, n_out), n_out=n_out,
         runs=[(0, k)],
@@ -84,9 +86,10 @@ def conv(node, inputs, outputs, plan):
     picture = _Picture(x, borders, plan)
     height, width, channels = picture.shape
     n_out, n_in = weight.shape[0], weight.shape[-1]
+    matrices = groups, n_out // groups, math.prod(weight.shape[1:])
     panels = plan.packed(
         weight, _layout(f"panels, {groups} groups", bias),
-        lambda t: _panels(np.split(t.value.reshape(n_out, -1), groups), bias),
+        lambda t: _panels(t.rows, matrices, bias),
     )  # fmt: skip
     offsets = [
         (i * windows.dilations[0] * width + j * windows.dilations[1]) * channels
@@ -142,9 +145,15 @@ def conv_transpose(node, inputs, outputs, plan):
                 for dx, j in taps
             ]
             chosen = [(i, j) for _, i, j in tapped]
+            matrices = groups, n_out // groups, len(chosen) * n_in
+
+            def make(tensor, chosen=chosen, matrices=matrices):
+                taps = _taps(tensor.value, kernel, chosen)
+                return _panels(lambda first, stop: taps[first:stop], matrices, bias)
+
             panels = plan.packed(
                 weight, _layout(f"phase {row_phase, phase}, {strides, dilations, begins}", bias),
-                lambda t, chosen=chosen: _panels(_taps(t.value, kernel, chosen, groups), bias),
+                make,
             )  # fmt: skip
             start = (row_phase * out[1] + phase) * n_out
             product = _Product(
@@ -302,33 +311,35 @@ class _Picture:
             self.calls = [KernelCall("gemm.pad", [x, self.tensor], sizes, threads=threads)]
 
 
-def _panels(matrices, bias):
-    """Matrices (n_out, k), each as panels: starting values, then the weights of each feature."""
+def _panels(rows, shape, bias):
+    """Matrices as panels: starting values, then the weights of each feature.
+
+    `rows(first, stop)` gives rows of all the matrices (n, n_out, k), one below the other; reading
+    few at a time keeps a second copy of a large weight out of memory.
+    """
+    n, n_out, k = shape
     columns = _gemm()[2]
-    n_out, k = matrices[0].shape
     n_panels = -(-n_out // columns)
-    packed = _aligned((len(matrices), n_panels, k + 1, columns))
-    step = max(1, _PACKED_AT_ONCE // (4 * columns * (k + 1)))  # panels: no second copy of them all
-    for i, matrix in enumerate(matrices):
-        for first in range(0, n_panels, step):
-            panels = packed[i, first : first + step]
-            rows = matrix[first * columns : (first + step) * columns]
-            wide = np.zeros((len(panels) * columns, k + 1), np.float32)
-            if bias is not None:
-                start = i * n_out + first * columns
-                wide[: len(rows), 0] = bias.value[start : start + len(rows)]
-            wide[: len(rows), 1:] = rows
-            panels[...] = wide.reshape(len(panels), columns, k + 1).swapaxes(1, 2)
+    packed = _aligned((n, n_panels, k + 1, columns))
+    step = max(1, _PACKED_AT_ONCE // (4 * columns * (k + 1)))
+    for i, first in itertools.product(range(n), range(0, n_panels, step)):
+        panels = packed[i, first : first + step]
+        wide = np.zeros((len(panels) * columns, k + 1), np.float32)
+        count = min(len(wide), n_out - first * columns)
+        start = i * n_out + first * columns
+        if bias is not None:
+            wide[:count, 0] = bias.value[start : start + count]
+        wide[:count, 1:] = rows(start, start + count).reshape(count, k)
+        panels[...] = wide.reshape(len(panels), columns, k + 1).swapaxes(1, 2)
     return packed
 
 
-def _taps(weight, kernel, chosen, groups):
-    """The weights of some places in the kernel, a matrix for each group."""
+def _taps(weight, kernel, chosen):
+    """The weights of some places in the kernel, as a matrix."""
     n_out, n_in = weight.shape[0], weight.shape[-1]
     weight = weight.reshape(n_out, *kernel, n_in)
     parts = [weight[:, i, j] for i, j in chosen]
-    matrix = np.concatenate([np.empty((n_out, 0), np.float32), *parts], axis=1)
-    return np.split(matrix, groups)
+    return np.concatenate([np.empty((n_out, 0), np.float32), *parts], axis=1)
 
 
 def _phases(out, kernel, stride, dilation, begin):
