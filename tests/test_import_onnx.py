@@ -775,3 +775,68 @@ def test_models_of_skl2onnx(name, classes):
     if isinstance(scores, list):
         scores = np.array([list(row.values()) for row in scores])
     assert_close(ours[1], scores, relative=1e-5)
+
+
+def tree_attributes(rng, mode):
+    """Three trees of 7 inner nodes each, whose nodes have numbers of no order and come in none."""
+    nodes = {name: [] for name in ("treeids", "nodeids", "modes", "featureids", "values")}
+    nodes |= {name: [] for name in ("truenodeids", "falsenodeids", "missing_value_tracks_true")}
+    target = {name: [] for name in ("treeids", "nodeids", "ids", "weights")}
+    for tree in (4, 0, 2):
+        ids = rng.permutation(40)[:15].tolist()
+        for i in [0, *(1 + rng.permutation(14))]:
+            leaf = i > 6
+            nodes["treeids"].append(tree)
+            nodes["nodeids"].append(ids[i])
+            nodes["modes"].append("LEAF" if leaf else mode)
+            nodes["featureids"].append(int(rng.integers(3)))
+            nodes["values"].append(float(rng.integers(-2, 3)))
+            nodes["truenodeids"].append(0 if leaf else ids[2 * i + 1])
+            nodes["falsenodeids"].append(0 if leaf else ids[2 * i + 2])
+            nodes["missing_value_tracks_true"].append(int(rng.integers(2)) * (mode != "BRANCH_EQ"))
+            if leaf:
+                leaf_of = (tree, ids[i], int(rng.integers(2)), float(rng.normal()))
+                for values, value in zip(target.values(), leaf_of, strict=True):
+                    values.append(value)
+    attributes = {f"nodes_{name}": values for name, values in nodes.items()}
+    return attributes | {f"target_{name}": values for name, values in target.items()}
+
+
+def model_of_trees(attributes):
+    node = helper.make_node(
+        "TreeEnsembleRegressor", ["x"], ["y"], domain="ai.onnx.ml", n_targets=2, **attributes
+    )
+    ends = [helper.make_tensor_value_info(name, 1, ["N", n]) for name, n in (("x", 3), ("y", 2))]
+    graph = helper.make_graph([node], "trees", ends[:1], ends[1:])
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 3)]
+    model = helper.make_model(graph, opset_imports=opsets)
+    model.ir_version = 8
+    return model
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("mode", ["LEQ", "LT", "GTE", "GT", "EQ", "NEQ"])
+def test_trees_in_any_order(mode, seed):
+    rng = np.random.default_rng(seed)
+    model = model_of_trees(tree_attributes(rng, f"BRANCH_{mode}"))
+    X = rng.integers(-3, 4, (60, 3)).astype(np.float32)
+    X[::5, 1] = np.nan
+    session = onnxruntime.InferenceSession(model.SerializeToString(), quiet())
+    np.testing.assert_allclose(imported(model)(X), session.run(None, {"x": X})[0], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda a: a["nodes_truenodeids"].__setitem__(0, 99), "does not have"),
+        (lambda a: a["target_nodeids"].__setitem__(0, 99), "does not have"),
+        (lambda a: a["nodes_nodeids"].__setitem__(1, a["nodes_nodeids"][0]), "comes twice"),
+        (lambda a: a["nodes_truenodeids"].__setitem__(0, a["nodes_nodeids"][0]), "one parent"),
+        (lambda a: a["nodes_modes"].__setitem__(0, "BRANCH_MEMBER"), "BRANCH_MEMBER"),
+    ],
+)
+def test_trees_that_are_none(change, message):
+    attributes = tree_attributes(np.random.default_rng(0), "BRANCH_LEQ")
+    change(attributes)
+    with pytest.raises(UnsupportedModel, match=message):
+        from_onnx(model_of_trees(attributes))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from fastvq.compress.importers._ensemble import Ensemble
 from fastvq.compress.importers.onnx_operators import as_array, imports
 
 _ML = "ai.onnx.ml"
@@ -233,108 +234,77 @@ def tree_classifier(b, node):
     return [_labelled(b, node, best), _transformed(b, scores, kind)]
 
 
+_MODES = {
+    "BRANCH_LEQ": "<=",
+    "BRANCH_LT": "<",
+    "BRANCH_GTE": ">=",
+    "BRANCH_GT": ">",
+    "BRANCH_EQ": "==",
+    "BRANCH_NEQ": "!=",
+    "LEAF": "<=",  # of no meaning there
+}
+
+
 def _weights(node, prefix):
-    tensor = node.attributes.get(f"{prefix}_weights_as_tensor")
-    given = node.attributes.get(f"{prefix}_weights") or []
+    return _numbers(node, f"{prefix}_weights")
+
+
+def _numbers(node, name):
+    """An attribute of numbers, which may come as a tensor instead."""
+    tensor = node.attributes.get(f"{name}_as_tensor")
+    given = node.attributes.get(name) or []
     return np.asarray(given if tensor is None else as_array(tensor), np.float32).ravel()
 
 
 def _trees(b, node, prefix, n_outputs, aggregate):
-    """All trees as one TreeEnsemble: each written down anew, breadth first."""
-    forest = _Forest(node.attributes, _weights(node, prefix), prefix, n_outputs)
-    names = ("roots", "feature", "threshold", "values", "base", "target", "test")
-    arrays = [forest.roots, forest.feature, forest.threshold, forest.values, forest.base]
-    tests = forest.tests if any(forest.tests) else None
-    arrays += [None, tests] if tests else []
-    kinds = (np.int32, np.int32, np.float32, np.float32, np.float32, np.int32, np.uint8)
-    constants = [
-        "" if array is None else b.constant(np.array(array, kind), f"{node.name}.{name}")
-        for name, array, kind in zip(names, arrays, kinds, strict=False)
-    ]
-    return b.add("TreeEnsemble", _float32(b, node), *constants, aggregate=aggregate)
+    """All trees as one TreeEnsemble."""
+    given = node.attributes
+    trees, ids = (np.array(given[f"nodes_{name}"], np.int64) for name in ("treeids", "nodeids"))
+    if unknown := set(given["nodes_modes"]) - set(_MODES):
+        raise ValueError(f"mode {', '.join(sorted(unknown))} is not supported")
+    names = np.array(given["nodes_modes"])
+    mode, inner = np.array([_MODES[name] for name in names]), names != "LEAF"
+    feature, limit = np.array(given["nodes_featureids"]), _numbers(node, "nodes_values")
+    missing_true = np.array(given.get("nodes_missing_value_tracks_true") or [0] * len(ids), bool)
+    place = _Places(trees, ids)
+    children = np.full((2, len(ids)), -1)
+    for child, side in zip(children, ("true", "false"), strict=True):
+        child[inner] = place(trees[inner], np.array(given[f"nodes_{side}nodeids"])[inner])
+    values = np.zeros((len(ids), n_outputs), np.float32)
+    leaves = place(*(np.array(given[f"{prefix}_{name}"]) for name in ("treeids", "nodeids")))
+    outputs = np.array(given[f"{prefix}_ids"]) if n_outputs > 1 else 0
+    np.add.at(values, (leaves, outputs), _weights(node, prefix))
+    base = _numbers(node, "base_values")
+    if len(base) not in (0, n_outputs):
+        raise ValueError(f"base_values are {len(base)}, wanted: {n_outputs}")
+    ensemble = Ensemble()
+    for rows in place.of_trees():
+        inside = np.where(children[:, rows] < 0, -1, np.searchsorted(rows, children[:, rows]))
+        ensemble.add(
+            *inside, feature[rows], limit[rows], values[rows],
+            mode=mode[rows], missing_left=missing_true[rows] & inner[rows],
+        )  # fmt: skip
+    x = _float32(b, node)
+    return ensemble.node(b, x, base if len(base) else np.zeros(n_outputs), aggregate=aggregate)
 
 
-# Test of a node -> whether it is "above" (else "not above"), and whether of the float before the
-# threshold: v >= t is v > the float before t.
-_BRANCHES = {
-    "BRANCH_LEQ": (False, False),
-    "BRANCH_LT": (False, True),
-    "BRANCH_GT": (True, False),
-    "BRANCH_GTE": (True, True),
-}
+class _Places:
+    """Where the nodes of trees are, by the numbers of tree and node."""
 
+    def __init__(self, trees, ids):
+        self._trees, self._width = trees, int(ids.max(initial=0)) + 1
+        self._keys, self._first = np.unique(trees * self._width + ids, return_index=True)
+        if len(self._keys) < len(ids):
+            raise ValueError("a node that comes twice")
 
-class _Forest:
-    """The arrays of a TreeEnsemble, out of the attributes of an ONNX node."""
+    def __call__(self, trees, ids):
+        wanted = trees * self._width + ids
+        at = np.minimum(np.searchsorted(self._keys, wanted), len(self._keys) - 1)
+        if not ((self._keys[at] == wanted) & (ids >= 0) & (ids < self._width)).all():
+            raise ValueError("a tree names a node that it does not have")
+        return self._first[at]
 
-    def __init__(self, given, weights, prefix, n_outputs):
-        self._given, self._n_outputs = given, n_outputs
-        thresholds = given.get("nodes_values_as_tensor")
-        values = given.get("nodes_values") or []
-        self._thresholds = np.asarray(
-            values if thresholds is None else as_array(thresholds), np.float32
-        ).ravel()
-        keys = [*zip(given["nodes_treeids"], given["nodes_nodeids"], strict=True)]
-        self._place = {key: i for i, key in enumerate(keys)}
-        self._missing_true = given.get("nodes_missing_value_tracks_true") or [0] * len(keys)
-        self._leaves = self._leaf_values(weights, prefix)
-        self.roots, self.feature, self.threshold, self.tests, self.values = [], [], [], [], []
-        base = given.get("base_values") or []
-        tensor = given.get("base_values_as_tensor")
-        base = np.asarray(base if tensor is None else as_array(tensor), np.float32).ravel()
-        self.base = base if len(base) else np.zeros(n_outputs, np.float32)
-        if len(self.base) != n_outputs:
-            raise ValueError(f"base_values are {len(self.base)}, wanted: {n_outputs}")
-        for tree in dict.fromkeys(given["nodes_treeids"]):
-            self._add_tree(tree, next(node for t, node in keys if t == tree))
-
-    def _leaf_values(self, weights, prefix):
-        """What each leaf gives, by tree and node."""
-        ids = [self._given[f"{prefix}_{name}"] for name in ("treeids", "nodeids", "ids")]
-        leaves: dict = {}
-        for tree, node, output, weight in zip(*ids, weights, strict=True):
-            values = leaves.setdefault((tree, node), np.zeros(self._n_outputs, np.float32))
-            values[output if self._n_outputs > 1 else 0] += weight
-        return leaves
-
-    def _add_tree(self, tree, root):
-        given = self._given
-        self.roots.append(len(self.feature))
-        waiting = [root]
-        for node in waiting:  # grows while it is walked: breadth first
-            if len(waiting) > len(self._place):
-                raise ValueError(f"tree {tree} has a cycle")
-            i = self._place[tree, node]
-            if given["nodes_modes"][i] == "LEAF":
-                nothing = np.zeros(self._n_outputs, np.float32)
-                self._add(-1, 0.0, 0)
-                self.values.append(self._leaves.get((tree, node), nothing))
-                continue
-            children = [given["nodes_truenodeids"][i], given["nodes_falsenodeids"][i]]
-            threshold, test, swap = self._test(i)
-            self._add(given["nodes_featureids"][i], threshold, test)
-            waiting += children[::-1] if swap else children
-
-    def _add(self, feature, threshold, test):
-        self.feature.append(feature)
-        self.threshold.append(threshold)
-        self.tests.append(test)
-
-    def _test(self, i):
-        """Threshold, number of the test, and whether the false child comes first.
-
-        NaN passes no test and goes to the second child: where it has to count as true, the opposite
-        is asked, and the children are swapped.
-        """
-        mode, threshold = self._given["nodes_modes"][i], self._thresholds[i]
-        to_true = bool(self._missing_true[i])
-        if mode in ("BRANCH_EQ", "BRANCH_NEQ"):
-            if to_true and mode == "BRANCH_EQ":
-                raise ValueError("missing values that pass BRANCH_EQ are not supported")
-            return threshold, 2, mode == "BRANCH_NEQ"
-        if mode not in _BRANCHES:
-            raise ValueError(f"mode {mode} is not supported")
-        above, smaller = _BRANCHES[mode]
-        if smaller:
-            threshold = np.nextafter(threshold, np.float32(-np.inf))
-        return threshold, int(above != to_true), to_true
+    def of_trees(self):
+        """The places of each tree's nodes, in order: the root is written down first."""
+        order = np.argsort(self._trees, kind="stable")
+        return np.split(order, np.flatnonzero(np.diff(self._trees[order])) + 1)
