@@ -50,6 +50,20 @@ def test_estimator_checks(estimator, check):
     check(estimator)
 
 
+def test_late_stages_are_shared_out():
+    """Codewords that begin as rows end with one row each where all rows are equally far."""
+    rng = np.random.default_rng(0)
+    turn = np.linalg.qr(rng.standard_normal((64, 64)))[0]
+    X = (rng.standard_normal((4000, 64)) * np.arange(1, 65) ** -0.5 @ turn).astype(np.float32)
+    errors = {}
+    for init in ("auto", "k-means++"):
+        rq = ResidualQuantizer(6, 7, beam_width=1, init=init, random_state=0).fit(X)
+        errors[init] = rq.inertia_
+        lonely = [np.mean(np.bincount(column) == 1) for column in rq.transform(X).T]
+        assert max(lonely) < 0.05 or init != "auto", lonely
+    assert errors["auto"] < 0.95 * errors["k-means++"]
+
+
 def test_reestimation_is_worth_it():
     """At least 5 % on the rows fitted on, as faiss asks of itself, mean of five seeds."""
     before, after = [], []

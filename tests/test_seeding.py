@@ -11,7 +11,7 @@ from fastvq.vq import _seeding
 from fastvq.vq._rows import Rows, draw_positions, rows_of
 from fastvq.vq._seeding import draw_by_potential, seed
 
-WORDS = ["k-means++", "k-means||", "random", "grouped"]
+WORDS = ["k-means++", "k-means||", "random", "grouped", "principal"]
 
 
 def rows(X, weight=None, dtype=np.float32, n_threads=1, metric="euclidean"):

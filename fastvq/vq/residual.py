@@ -24,7 +24,7 @@ from fastvq._validation import as_count, as_nonnegative, as_out, as_weights, as_
 from fastvq.vq._base import BaseQuantizer, codebook_dtype, random_state_of
 from fastvq.vq._fit import Settings, fit_rows
 from fastvq.vq._rows import sample_positions
-from fastvq.vq._seeding import INITS
+from fastvq.vq._seeding import GREEDY_LIMIT, INITS
 from fastvq.vq._stages import SumMixin, Training, as_bits, inertia_of, least_squares
 from fastvq.vq.vector import ALGORITHMS
 
@@ -51,8 +51,8 @@ class ResidualQuantizer(SumMixin, BaseQuantizer):
     refine_iter : int, default=5
         How often all codebooks are re-estimated together by least squares, at most; it ends as
         soon as that does not lower the error on the rows fitted on. 0: not at all.
-    init : {"auto", "k-means++", "k-means||", "random"}, default="auto"
-        Where k-means starts, as in `VectorQuantizer`.
+    init : {"auto", "k-means++", "k-means||", "random", "principal"}, default="auto"
+        Where k-means starts, as in `VectorQuantizer`; "auto" is "principal" here, up to 12 bits.
     algorithm : {"auto", "lloyd", "growing", "minibatch"}, default="auto"
         How k-means runs, as in `VectorQuantizer`.
     max_samples : int or float, optional
@@ -243,8 +243,10 @@ class StageSettings(NamedTuple):
         )
 
     def of_stage(self, bits):
+        # Residuals have no clusters that codewords could begin in.
+        principal = self.init == "auto" and 2**bits <= GREEDY_LIMIT
         return Settings(
-            n_codewords=2**bits, init=self.init, n_init=1, algorithm=self.algorithm,
+            n_codewords=2**bits, init="principal" if principal else self.init, n_init=1, algorithm=self.algorithm,
             batch_size=max(1024, 4 * 2**bits), max_iter=self.max_iter, tol=self.tol,
         )  # fmt: skip
 

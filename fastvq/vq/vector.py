@@ -93,14 +93,15 @@ class VectorQuantizer(BaseQuantizer):
     ----------
     n_codewords : int, default=256
         Size of the codebook.
-    init : {"auto", "k-means++", "k-means||", "random", "grouped"}, array or callable
+    init : {"auto", "k-means++", "k-means||", "random", "grouped", "principal"}, array or callable
         Where the fit starts; "auto" by default. "k-means++" is greedy, as scikit-learn's.
         "k-means||" draws many rows at a time, for large codebooks; "grouped" seeds √k groups of
-        rows one by one, for codebooks of hundreds of thousands. "auto": "k-means++" up to 4096
-        codewords; up to 65536 "k-means||" on a sample of 32 rows a codeword; above that "grouped"
-        on 8 rows a codeword. An array of shape (n_codewords, n_features)
-        is the codebook to start from; a callable ``init(X, n_codewords, random_state)`` returns
-        one. With "minibatch" and "growing", a sample of the rows is seeded on.
+        rows one by one, for codebooks of hundreds of thousands; "principal" starts from clusters
+        among the 8 leading principal directions, for rows without clusters in many dimensions.
+        "auto": "k-means++" up to 4096 codewords; up to 65536 "k-means||" on a sample of 32 rows a
+        codeword; above that "grouped" on 8 rows a codeword. An array of shape (n_codewords,
+        n_features) is the codebook to start from; a callable ``init(X, n_codewords,
+        random_state)`` returns one. With "minibatch" and "growing", a sample of the rows is seeded on.
     n_init : int, default=1
         Runs from different seeds; the one with the lowest inertia is kept. 1 with an array.
     algorithm : {"auto", "lloyd", "minibatch", "growing"}, default="auto"
