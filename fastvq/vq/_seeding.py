@@ -212,7 +212,7 @@ def _grouped(rows, n_codewords, rng):
 
 
 def _principal(rows, n_codewords, rng):
-    """Clusters of the rows as seen from their leading principal directions, as means of the rows."""
+    """Clusters of rows as seen from their leading principal directions: means of the rows."""
     if rows.n_features <= _DIRECTIONS:
         return _greedy(rows, n_codewords, rng)
     short = _seen_from(rows, _leading_directions(rows))

@@ -245,8 +245,9 @@ class StageSettings(NamedTuple):
     def of_stage(self, bits):
         # Residuals have no clusters that codewords could begin in.
         principal = self.init == "auto" and 2**bits <= GREEDY_LIMIT
+        init = "principal" if principal else self.init
         return Settings(
-            n_codewords=2**bits, init="principal" if principal else self.init, n_init=1, algorithm=self.algorithm,
+            n_codewords=2**bits, init=init, n_init=1, algorithm=self.algorithm,
             batch_size=max(1024, 4 * 2**bits), max_iter=self.max_iter, tol=self.tol,
         )  # fmt: skip
 

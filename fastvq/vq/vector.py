@@ -101,7 +101,8 @@ class VectorQuantizer(BaseQuantizer):
         "auto": "k-means++" up to 4096 codewords; up to 65536 "k-means||" on a sample of 32 rows a
         codeword; above that "grouped" on 8 rows a codeword. An array of shape (n_codewords,
         n_features) is the codebook to start from; a callable ``init(X, n_codewords,
-        random_state)`` returns one. With "minibatch" and "growing", a sample of the rows is seeded on.
+        random_state)`` returns one. With "minibatch" and "growing", a sample of the
+        rows is seeded on.
     n_init : int, default=1
         Runs from different seeds; the one with the lowest inertia is kept. 1 with an array.
     algorithm : {"auto", "lloyd", "minibatch", "growing"}, default="auto"
