@@ -124,7 +124,7 @@ def _forget_pages(array):
         base.madvise(mmap.MADV_DONTNEED, first, last - first)
 
 
-# By the name that files know them under. Integers and Few bits add theirs.
+# By the name that files know them under; each module of an encoding adds its own.
 ENCODINGS: dict[str, type[EncodedTensor]] = {Raw.kind: Raw}
 
 

@@ -1,0 +1,175 @@
+"""What encodings of a few bits share: packed codes, and scales of rows or of groups of columns.
+
+A tensor is taken as a matrix: row i is `tensor[i]`, flattened, in which a layer's weights for one
+output lie in the order of its inputs. Columns may stand in groups of `group` each, the last of
+which may have fewer; 0 is one group of all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from fastvq.runtime.bits import pack, packed_size, unpack
+from fastvq.runtime.encoding import EncodedTensor, _forget_pages
+
+__all__ = ["Coded", "float16_scales"]
+
+_MOST_VALUES = 1 << 56  # as files have it
+_LARGEST_EXPONENT = 126
+
+
+class Coded(EncodedTensor):
+    """Codes of a few bits; a subclass says what they stand for.
+
+    Parameters
+    ----------
+    shape : tuple of int, of one dimension or more
+    codes : ndarray of uint8
+        As :func:`fastvq.runtime.bits.pack` gives them, in C order.
+    bits : int from 1 to 16
+    group : int
+    scales : ndarray of float32 or float16, shape (n_rows or 1, n_groups), optional
+        What the levels of a row and group are multiplied by, in float32.
+    exponent : int
+        Scales stand for scales · 2**exponent: so that any fit into float16.
+    """
+
+    dtype = np.dtype(np.float32)
+    #: what `attributes` has beside those that all have
+    _own_attributes: tuple[str, ...] = ()
+    #: names of the parts, and those of them that may be missing
+    _part_names: tuple[str, ...] = ("codes", "scales")
+    _optional_parts: tuple[str, ...] = ("scales",)
+
+    def __init__(self, shape, codes, *, bits, group=0, scales=None, exponent=0):
+        self.shape, self.bits, self.group = tuple(shape), bits, group
+        self.codes = codes
+        self.scales, self.exponent = scales, exponent
+        self._check_form()
+        self._check_codes()
+        self._check_scales()
+
+    # ---- what is stored ------------------------------------------------------------------------
+
+    @property
+    def width(self) -> int:
+        """Values of a row."""
+        return math.prod(self.shape[1:])
+
+    @property
+    def n_groups(self) -> int:
+        return -(-self.width // self.group) if self.group and self.width else 1
+
+    def parts(self):
+        found = {name: getattr(self, name) for name in self._part_names}
+        return {name: part for name, part in found.items() if part is not None}
+
+    def attributes(self):
+        names = ("bits", "group", "exponent", *self._own_attributes)
+        return {"shape": [*self.shape], **{name: getattr(self, name) for name in names}}
+
+    @classmethod
+    def from_parts(cls, parts, attributes):
+        needed = set(cls._part_names) - set(cls._optional_parts)
+        if not needed <= set(parts) <= set(cls._part_names):
+            raise ValueError(f"{cls.kind} values have other parts than {sorted(parts)}")
+        wanted = {"shape", "bits", "group", "exponent", *cls._own_attributes}
+        if not isinstance(attributes, Mapping) or set(attributes) != wanted:
+            raise ValueError(f"{cls.kind} values have the attributes {', '.join(sorted(wanted))}")
+        if not isinstance(attributes["shape"], list):
+            raise ValueError(f"shape must be a list, got {attributes['shape']!r:.80}")
+        return cls(**{**attributes, **parts})
+
+    # ---- what it stands for --------------------------------------------------------------------
+
+    def decode(self):
+        values = self.rows(0, self.shape[0])
+        values.flags.writeable = False
+        return values
+
+    def rows(self, first, stop):
+        first, stop, _ = slice(first, stop).indices(self.shape[0])
+        values = self._levels(self.row_codes(first, stop), first)
+        if self.scales is not None:
+            values *= self._spread(self.float_scales(first, stop))
+        return values.reshape(len(values), *self.shape[1:])
+
+    def row_codes(self, first, stop) -> np.ndarray:
+        """Codes of some rows, (stop - first, width)."""
+        found = unpack(self.codes, self.bits, first * self.width, stop * self.width)
+        return found.reshape(stop - first, self.width)
+
+    def float_scales(self, first=0, stop=None) -> np.ndarray:
+        """The scales of some rows in float32, (stop - first or 1, n_groups)."""
+        part = self.scales if len(self.scales) == 1 else self.scales[first:stop]
+        return np.ldexp(part.astype(np.float32), self.exponent)
+
+    def release(self):
+        _forget_pages(self.codes)
+
+    def _levels(self, codes, first):
+        """What codes (n, width) of the rows from `first` on stand for before scaling; to keep."""
+        raise NotImplementedError
+
+    def _spread(self, values):
+        """Values (n, n_groups) of groups as (n, width) of columns, or (n, 1) of rows."""
+        if not self.group:
+            return values
+        return np.repeat(values, self.group, axis=1)[:, : self.width]
+
+    # ---- whether it can be ---------------------------------------------------------------------
+
+    def _check_form(self):
+        shape = self.shape
+        if not shape or not all(type(n) is int and n >= 0 for n in shape):
+            raise ValueError(f"shape must be one or more sizes, got {shape!r:.80}")
+        if math.prod(max(n, 1) for n in shape) >= _MOST_VALUES:
+            raise ValueError(f"shape {shape!r:.80} is absurd")
+        if type(self.bits) is not int or not 1 <= self.bits <= 16:
+            raise ValueError(f"bits must be 1 to 16, got {self.bits!r:.20}")
+        if type(self.group) is not int or not 0 <= self.group < _MOST_VALUES:
+            raise ValueError(f"group must be a number of columns, or 0, got {self.group!r:.20}")
+        exponent = self.exponent
+        if type(exponent) is not int or abs(exponent) > _LARGEST_EXPONENT:
+            raise ValueError(f"exponent must be within {_LARGEST_EXPONENT}, got {exponent!r:.20}")
+
+    def _check_codes(self):
+        wanted = packed_size(math.prod(self.shape), self.bits)
+        if self.codes.dtype != np.uint8 or self.codes.shape != (wanted,):
+            raise ValueError(
+                f"codes must be uint8 of shape {(wanted,)}, got {self.codes.shape} of "
+                f"{self.codes.dtype}"
+            )
+
+    def _check_scales(self):
+        scales = self.scales
+        if scales is None:
+            return
+        allowed = [(rows, self.n_groups) for rows in (self.shape[0], 1)]
+        if scales.dtype not in (np.float32, np.float16) or scales.shape not in allowed:
+            raise ValueError(
+                f"scales must be float32 or float16 of shape {allowed[0]}, got {scales.shape} of "
+                f"{scales.dtype}"
+            )
+        if not np.isfinite(scales).all():
+            raise ValueError("scales must be finite")
+
+
+def float16_scales(scales) -> tuple[np.ndarray, int]:
+    """Positive scales as float16 and the exponent that they share: the largest lies near 2**15.
+
+    A scale a billion times smaller than the largest still has all its digits.
+    """
+    scales = np.asarray(scales, np.float64)
+    largest = float(scales.max(initial=0))
+    exponent = int(np.clip(np.frexp(largest)[1] - 15, -_LARGEST_EXPONENT, _LARGEST_EXPONENT))
+    exponent = exponent if largest else 0
+    return np.ldexp(scales, -exponent).astype(np.float16), exponent
+
+
+def packed(codes, bits):
+    """Codes for `Coded`, and the shape that it is told."""
+    return tuple(int(n) for n in np.shape(codes)), pack(codes, bits)

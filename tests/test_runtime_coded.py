@@ -1,0 +1,142 @@
+"""Encodings of a few bits: what is written down is what comes back, and nothing else."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastvq.runtime.bits import pack, packed_size, unpack
+from fastvq.runtime.codebook import Codebook
+from fastvq.runtime.coded import float16_scales
+from fastvq.runtime.encoding import ENCODINGS
+
+SHAPES = st.lists(st.integers(0, 9), min_size=1, max_size=4).map(tuple)
+FEW = settings(max_examples=60, deadline=None)
+
+
+def again(encoded):
+    """The tensor after a journey through a file's parts and attributes."""
+    parts = {name: part.copy() for name, part in encoded.parts().items()}
+    found = ENCODINGS[encoded.kind].from_parts(parts, encoded.attributes())
+    assert found.attributes() == encoded.attributes() and found.shape == encoded.shape
+    return found
+
+
+def assert_decodes(encoded, wanted):
+    """To these values, whole, by rows, and after a journey through a file."""
+    for tensor in (encoded, again(encoded)):
+        values = tensor.decode()
+        np.testing.assert_array_equal(values, wanted, strict=True)
+        assert values.flags.c_contiguous and not values.flags.writeable
+        for first in range(0, len(wanted), 3):
+            rows = tensor.rows(first, first + 4)
+            np.testing.assert_array_equal(rows, wanted[first : first + 4], strict=True)
+
+
+class TestBits:
+    @pytest.mark.parametrize("bits", range(1, 17))
+    @pytest.mark.parametrize("n", [0, 1, 7, 8, 9, 17, 64, 1001])
+    def test_codes_come_back(self, bits, n):
+        codes = np.random.default_rng(n).integers(0, 1 << bits, n)
+        packed = pack(codes, bits)
+        assert packed.dtype == np.uint8 and packed.shape == (packed_size(n, bits),)
+        for first, stop in [(0, n), (n // 3, n), (n // 3, n // 2), (n, n)]:
+            np.testing.assert_array_equal(unpack(packed, bits, first, stop), codes[first:stop])
+
+    def test_the_lowest_bit_comes_first(self):
+        np.testing.assert_array_equal(pack([1, 2, 7], 3), [0b11010001, 0b1])
+
+    def test_as_the_kernel_packs_rows(self):
+        from fastvq import kernels
+
+        codes = np.random.default_rng(0).integers(0, 32, (1, 77)).astype(np.uint8)
+        np.testing.assert_array_equal(kernels.pack_codes(codes, [5] * 77)[0], pack(codes, 5))
+
+    @pytest.mark.parametrize("codes", [[4], [-1]])
+    def test_codes_that_do_not_fit(self, codes):
+        with pytest.raises(ValueError, match="0 to 3"):
+            pack(codes, 2)
+
+    def test_more_codes_than_are_unpacked_at_once(self):
+        codes = np.random.default_rng(0).integers(0, 8, (1 << 20) + 13)
+        packed = pack(codes, 3)
+        np.testing.assert_array_equal(unpack(packed, 3, 5, len(codes)), codes[5:])
+
+
+class TestScales:
+    @pytest.mark.parametrize("size", [1e-37, 1e-9, 1.0, 1e9, 1e37])
+    def test_of_any_size(self, size):
+        scales = np.random.default_rng(0).uniform(1e-4, 1, (5, 3)) * size
+        halves, exponent = float16_scales(scales)
+        found = np.ldexp(halves.astype(np.float32), exponent)
+        np.testing.assert_allclose(found, scales, rtol=2**-11)
+
+    def test_zeros(self):
+        halves, exponent = float16_scales(np.zeros((2, 2)))
+        assert not halves.any() and exponent == 0
+
+
+class TestCodebook:
+    @FEW
+    @given(SHAPES, st.integers(1, 9), st.sampled_from(["tensor", "row", "group"]), st.integers(0, 5),
+           st.sampled_from(["f4", "f8", "i1"]), st.integers(0, 2**32 - 1))  # fmt: skip
+    def test_values(self, shape, bits, per, group, dtype, seed):
+        rng = np.random.default_rng(seed)
+        width = int(np.prod(shape[1:]))
+        groups = -(-width // group) if group and width else 1
+        n_books = {"tensor": 1, "row": shape[0], "group": groups}[per]
+        n_words = int(rng.integers(1, (1 << bits) + 1))
+        books = (rng.normal(size=(n_books, n_words)) * 40).astype(dtype)
+        codes = rng.integers(0, n_words, shape)
+        scales = rng.uniform(size=(shape[0], groups)).astype("f2") if dtype == "i1" else None
+        encoded = Codebook.of(
+            codes, books, bits=bits, per=per, group=group, scales=scales, exponent=-3
+        )
+        wanted = np.empty((shape[0], width), "f8" if dtype == "f8" else "f4")
+        flat = codes.reshape(wanted.shape)
+        for i, j in np.ndindex(wanted.shape):
+            g = j // group if group else 0
+            wanted[i, j] = books[{"tensor": 0, "row": i, "group": g}[per], flat[i, j]]
+            if scales is not None:
+                wanted[i, j] *= np.float32(scales[i, g]) / 8
+        assert_decodes(encoded, wanted.reshape(shape))
+
+    @pytest.mark.parametrize("dtype", ["f4", "f8"])
+    @pytest.mark.parametrize("n", [1, 2, 1000, 65536])
+    def test_any_values_of_one_dimension_are_kept_as_they_are(self, n, dtype):
+        values = np.random.default_rng(0).normal(size=n).astype(dtype)
+        values[:: 2 * n // 3 + 1] = [np.inf, -0.0][n % 2]
+        encoded = Codebook.of_values(np.concatenate([values, values[::-1]]))
+        assert_decodes(encoded, np.concatenate([values, values[::-1]]))
+        assert encoded.decode().tobytes() == np.concatenate([values, values[::-1]]).tobytes()
+        assert encoded.bits <= 16
+
+    def test_sizes(self):
+        codes = np.zeros((64, 100), int)
+        encoded = Codebook.of(codes, np.zeros((1, 16), "f4"))
+        assert encoded.nbytes == 64 * 100 // 2 + 64
+        assert encoded.scheme == "codebook 4 bit"
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"bits": 0}, {"bits": 17}, {"bits": True}, {"bits": 5}, {"shape": [3, 4]},
+            {"shape": [1 << 60, 0]}, {"shape": [-2, 4]}, {"shape": 8}, {"shape": []},
+            {"group": -1}, {"group": 1.0}, {"per": "moon"}, {"per": []}, {"exponent": 1000},
+            {"codes": np.zeros(5, np.uint8)}, {"codes": np.zeros(4, np.int8)},
+            {"codewords": np.zeros((1, 17), "f4")}, {"codewords": np.zeros((1, 0), "f4")},
+            {"codewords": np.zeros((2, 16), "f4")}, {"codewords": np.zeros(16, "f4")},
+            {"codewords": np.zeros((1, 16), "i1")}, {"codewords": np.zeros((1, 16), "f2")},
+            {"codes": np.full(4, 255, np.uint8), "codewords": np.zeros((1, 15), "f4")},
+            {"scales": np.ones((3, 1), "f4")}, {"scales": np.full((2, 1), np.nan, "f4")},
+            {"scales": np.ones((2, 1), "f8")},
+        ],
+    )  # fmt: skip
+    def test_what_does_not_fit_together(self, change):
+        parts = {"codes": np.zeros(4, np.uint8), "codewords": np.zeros((1, 16), "f4")}
+        attributes = {"shape": [2, 4], "bits": 4, "group": 0, "exponent": 0, "per": "tensor"}
+        Codebook.from_parts(parts, attributes)
+        for name, value in change.items():
+            (attributes if name in attributes else parts)[name] = value
+        with pytest.raises((ValueError, TypeError)):
+            Codebook.from_parts(parts, attributes)
