@@ -9,8 +9,11 @@ from fastvq.runtime.bits import pack, packed_size, unpack
 from fastvq.runtime.codebook import Codebook
 from fastvq.runtime.coded import float16_scales
 from fastvq.runtime.encoding import ENCODINGS
+from fastvq.runtime.grouped import Grouped, Signs
+from fastvq.runtime.product import Product
 
 SHAPES = st.lists(st.integers(0, 9), min_size=1, max_size=4).map(tuple)
+GROUPS, SEEDS = st.integers(0, 5), st.integers(0, 2**32 - 1)
 FEW = settings(max_examples=60, deadline=None)
 
 
@@ -28,9 +31,10 @@ def assert_decodes(encoded, wanted):
         values = tensor.decode()
         np.testing.assert_array_equal(values, wanted, strict=True)
         assert values.flags.c_contiguous and not values.flags.writeable
-        for first in range(0, len(wanted), 3):
-            rows = tensor.rows(first, first + 4)
-            np.testing.assert_array_equal(rows, wanted[first : first + 4], strict=True)
+        step = 3 + len(wanted) // 20
+        for first in range(0, len(wanted), step):
+            rows = tensor.rows(first, first + step + 1)
+            np.testing.assert_array_equal(rows, wanted[first : first + step + 1], strict=True)
 
 
 class TestBits:
@@ -78,8 +82,8 @@ class TestScales:
 
 class TestCodebook:
     @FEW
-    @given(SHAPES, st.integers(1, 9), st.sampled_from(["tensor", "row", "group"]), st.integers(0, 5),
-           st.sampled_from(["f4", "f8", "i1"]), st.integers(0, 2**32 - 1))  # fmt: skip
+    @given(SHAPES, st.integers(1, 9), st.sampled_from(["tensor", "row", "group"]), GROUPS,
+           st.sampled_from(["f4", "f8", "i1"]), SEEDS)  # fmt: skip
     def test_values(self, shape, bits, per, group, dtype, seed):
         rng = np.random.default_rng(seed)
         width = int(np.prod(shape[1:]))
@@ -140,3 +144,115 @@ class TestCodebook:
             (attributes if name in attributes else parts)[name] = value
         with pytest.raises((ValueError, TypeError)):
             Codebook.from_parts(parts, attributes)
+
+
+def form_of(rng, shape, group):
+    """Width, number of groups, and scales of a tensor."""
+    width = int(np.prod(shape[1:]))
+    groups = -(-width // group) if group and width else 1
+    return width, groups, rng.uniform(0.1, 1, (shape[0], groups)).astype("f2")
+
+
+class TestGrouped:
+    @FEW
+    @given(SHAPES, st.integers(1, 8), st.booleans(), GROUPS, SEEDS)
+    def test_values(self, shape, bits, symmetric, group, seed):
+        rng = np.random.default_rng(seed)
+        width, groups, scales = form_of(rng, shape, group)
+        codes = rng.integers(0, 1 << bits, shape)
+        zeros = rng.integers(0, 1 << bits, (shape[0], groups))
+        encoded = Grouped.of(
+            codes, scales, None if symmetric else zeros, bits=bits, group=group, exponent=2
+        )
+        if symmetric:
+            zeros[:] = 1 << (bits - 1)
+        flat = codes.reshape(shape[0], width)
+        wanted = np.empty(flat.shape, "f4")
+        for i, j in np.ndindex(wanted.shape):
+            g = j // group if group else 0
+            wanted[i, j] = np.float32(flat[i, j] - zeros[i, g]) * (np.float32(scales[i, g]) * 4)
+        assert_decodes(encoded, wanted.reshape(shape))
+
+    def test_sizes(self):
+        scales = np.ones((64, 4), "f2")
+        encoded = Grouped.of(np.zeros((64, 128), int), scales, bits=4, group=32)
+        assert encoded.nbytes == 64 * 128 // 2 + 64 * 4 * 2
+        assert encoded.scheme == "int4, groups of 32"
+        zeros = np.zeros((64, 4), int)
+        other = Grouped.of(np.zeros((64, 128), int), scales, zeros, bits=4, group=32)
+        assert other.nbytes == encoded.nbytes + 64 * 4 // 2
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"bits": 9}, {"scales": np.ones((2, 1), "f2")}, {"scales": None},
+            {"zero_points": np.zeros(3, np.uint8)}, {"zero_points": np.zeros(2, np.int8)},
+            {"group": 2}, {"codes": np.zeros(6, np.uint8)},
+        ],
+    )  # fmt: skip
+    def test_what_does_not_fit_together(self, change):
+        parts = {"codes": np.zeros(7, np.uint8), "scales": np.ones((2, 2), "f2")}
+        parts["zero_points"] = np.zeros(2, np.uint8)
+        attributes = {"shape": [2, 7], "bits": 4, "group": 4, "exponent": 0}
+        Grouped.from_parts(parts, attributes)
+        for name, value in change.items():
+            (attributes if name in attributes else parts)[name] = value
+        parts = {name: part for name, part in parts.items() if part is not None}
+        with pytest.raises((ValueError, TypeError)):
+            Grouped.from_parts(parts, attributes)
+
+
+class TestSigns:
+    @FEW
+    @given(SHAPES, GROUPS, SEEDS)
+    def test_values(self, shape, group, seed):
+        rng = np.random.default_rng(seed)
+        width, _, scales = form_of(rng, shape, group)
+        values = rng.normal(size=shape)
+        encoded = Signs.of(values, scales, group=group)
+        spread = np.repeat(scales.astype("f4"), group or max(width, 1), axis=1)[:, :width]
+        wanted = np.where(values.reshape(len(values), width) < 0, -spread, spread)
+        assert_decodes(encoded, wanted.reshape(shape))
+        assert encoded.parts()["codes"].nbytes == -(-values.size // 8)
+
+
+class TestProduct:
+    @FEW
+    @given(SHAPES, st.integers(1, 5), st.integers(1, 5), st.integers(1, 3), GROUPS,
+           st.sampled_from(["f2", "f4", "i1"]), SEEDS)  # fmt: skip
+    def test_values(self, shape, bits, d, n_stages, group, dtype, seed):
+        rng = np.random.default_rng(seed)
+        width, _, scales = form_of(rng, shape, group)
+        n_words = int(rng.integers(1, (1 << bits) + 1))
+        books = (rng.normal(size=(n_stages, n_words, d)) * 30).astype(dtype)
+        blocks = -(-width // d)
+        codes = rng.integers(0, n_words, (shape[0], blocks, n_stages))
+        encoded = Product.of(shape, codes, books, bits=bits, scales=scales, group=group)
+        wanted = np.zeros((shape[0], blocks * d), "f4")
+        for i, b, s in np.ndindex(codes.shape):
+            wanted[i, b * d : (b + 1) * d] += books[s, codes[i, b, s]].astype("f4")
+        spread = np.repeat(scales.astype("f4"), group or max(width, 1), axis=1)[:, :width]
+        assert_decodes(encoded, (wanted[:, :width] * spread).reshape(shape))
+
+    def test_without_scales(self):
+        books = np.arange(8, dtype="f4").reshape(1, 2, 4)
+        encoded = Product.of((2, 6), np.array([[[0], [1]], [[1], [0]]]), books)
+        assert_decodes(encoded, np.array([[0, 1, 2, 3, 4, 5], [4, 5, 6, 7, 0, 1]], "f4"))
+        assert encoded.nbytes == 1 + 32 and encoded.scheme == "product 4 x 1 bit"
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"codewords": np.zeros((1, 5, 4), "f4")}, {"codewords": np.zeros((5, 4), "f4")},
+            {"codewords": np.zeros((2, 4, 4), "f4")}, {"codewords": np.zeros((1, 4, 0), "f4")},
+            {"codewords": np.zeros((1, 4, 4), "i4")}, {"codewords": np.zeros((1, 4, 4), "i1")},
+            {"codewords": np.zeros((0, 4, 4), "f4")}, {"codewords": np.zeros((1, 3, 4), "f4")},
+            {"codewords": np.zeros((1, 4, 2), "f4")}, {"scales": np.ones(2, "f4")},
+        ],
+    )  # fmt: skip
+    def test_what_does_not_fit_together(self, change):
+        parts = {"codes": np.full(1, 255, np.uint8), "codewords": np.zeros((1, 4, 4), "f4")}
+        attributes = {"shape": [2, 6], "bits": 2, "group": 0, "exponent": 0}
+        Product.from_parts(parts, attributes)
+        with pytest.raises(ValueError):
+            Product.from_parts(parts | change, attributes)

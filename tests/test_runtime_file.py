@@ -59,6 +59,14 @@ def saved(path):
     return path
 
 
+@pytest.fixture(params=["floats", "codes"])
+def any_saved(request, path):
+    """A model of floats, or one of all encodings of few bits."""
+    model = some_model() if request.param == "floats" else golden.all_codes()
+    model.save(path)
+    return path
+
+
 def assert_same_model(model, other, rows=X):
     assert model.inputs == other.inputs and model.outputs == other.outputs
     assert model.graph.nodes == other.graph.nodes
@@ -340,21 +348,21 @@ def mutated(whole, rng):
     return bytes(content)
 
 
-def test_no_change_of_the_bytes_goes_unnoticed(saved):
+def test_no_change_of_the_bytes_goes_unnoticed(any_saved):
     """Ten thousand damaged files: each is refused as such, also where the change means nothing."""
-    whole, rng = saved.read_bytes(), np.random.default_rng(0)
+    whole, rng = any_saved.read_bytes(), np.random.default_rng(0)
     for _ in range(10_000):
         content = mutated(whole, rng)
         if content == whole:
             continue
-        saved.write_bytes(content)
+        any_saved.write_bytes(content)
         with pytest.raises(FileFormatError):
-            fastvq.load(saved)
+            fastvq.load(any_saved)
 
 
-def test_no_graph_crashes(saved):
+def test_no_graph_crashes(any_saved):
     """Graphs with a value changed and their checksums right: an error, or a model that runs."""
-    rng = np.random.default_rng(0)
+    saved, rng = any_saved, np.random.default_rng(0)
     text = zlib.decompress(container.read(saved).tensors["graph"])
     tokens = re.findall(rb'"[^"]*"|-?\d+|.', text)
     others = [b"0", b"1", b"-1", b"99999999999999999999", b'""', b'"x"', b'"N"', b"null", b"[]"]

@@ -60,6 +60,10 @@ class Coded(EncodedTensor):
         return math.prod(self.shape[1:])
 
     @property
+    def codes_per_row(self) -> int:
+        return self.width
+
+    @property
     def n_groups(self) -> int:
         return -(-self.width // self.group) if self.group and self.width else 1
 
@@ -98,9 +102,10 @@ class Coded(EncodedTensor):
         return values.reshape(len(values), *self.shape[1:])
 
     def row_codes(self, first, stop) -> np.ndarray:
-        """Codes of some rows, (stop - first, width)."""
-        found = unpack(self.codes, self.bits, first * self.width, stop * self.width)
-        return found.reshape(stop - first, self.width)
+        """Codes of some rows, (stop - first, codes_per_row)."""
+        each = self.codes_per_row
+        found = unpack(self.codes, self.bits, first * each, stop * each)
+        return found.reshape(stop - first, each)
 
     def float_scales(self, first=0, stop=None) -> np.ndarray:
         """The scales of some rows in float32, (stop - first or 1, n_groups)."""
@@ -111,7 +116,7 @@ class Coded(EncodedTensor):
         _forget_pages(self.codes)
 
     def _levels(self, codes, first):
-        """What codes (n, width) of the rows from `first` on stand for before scaling; to keep."""
+        """What codes of the rows from `first` on stand for before scaling: (n, width), to keep."""
         raise NotImplementedError
 
     def _spread(self, values):
@@ -137,7 +142,7 @@ class Coded(EncodedTensor):
             raise ValueError(f"exponent must be within {_LARGEST_EXPONENT}, got {exponent!r:.20}")
 
     def _check_codes(self):
-        wanted = packed_size(math.prod(self.shape), self.bits)
+        wanted = packed_size(self.shape[0] * self.codes_per_row, self.bits)
         if self.codes.dtype != np.uint8 or self.codes.shape != (wanted,):
             raise ValueError(
                 f"codes must be uint8 of shape {(wanted,)}, got {self.codes.shape} of "
@@ -156,6 +161,16 @@ class Coded(EncodedTensor):
             )
         if not np.isfinite(scales).all():
             raise ValueError("scales must be finite")
+
+    def _check_range(self, most):
+        """No code may be that of a level which is not there."""
+        if most == 1 << self.bits or not self.codes.size:
+            return
+        step = max(1, (1 << 24) // max(self.codes_per_row, 1))
+        for first in range(0, self.shape[0], step):
+            codes = self.row_codes(first, min(first + step, self.shape[0]))
+            if codes.size and codes.max() >= most:
+                raise ValueError(f"codes must be below {most}, got {codes.max()}")
 
 
 def float16_scales(scales) -> tuple[np.ndarray, int]:

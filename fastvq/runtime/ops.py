@@ -67,7 +67,8 @@ class Operator:
     def check(self, inputs, outputs, attributes: Mapping) -> None:
         """A ValueError where a node of these is none of this operator."""
         most = len(inputs) if self.any_number else self.most
-        if not self.least <= len(inputs) <= most or "" in inputs[: self.least]:
+        needed = inputs if self.any_number else inputs[: self.least]
+        if not self.least <= len(inputs) <= most or "" in needed:
             raise ValueError(f"takes {self.least} to {self.most} inputs, got {len(inputs)}")
         if self.n_outputs and not 1 <= len(outputs) <= self.n_outputs:
             raise ValueError(f"has up to {self.n_outputs} outputs, got {len(outputs)}")

@@ -15,8 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from fastvq.runtime import CompressedModel, Graph, Node, Value
+from fastvq.runtime.codebook import Codebook
 from fastvq.runtime.encoding import Raw
+from fastvq.runtime.grouped import Grouped, Signs
 from fastvq.runtime.preprocess import describe_picture, describe_wordpiece
+from fastvq.runtime.product import Product
 
 HERE = Path(__file__).parent
 
@@ -32,6 +35,11 @@ class Model:
         name = f"c{len(self.constants)}"
         values = self.rng.integers(-8, 8, shape) / 8
         self.constants[name] = Raw(values.astype(dtype))
+        return name
+
+    def coded(self, encoded):
+        name = f"c{len(self.constants)}"
+        self.constants[name] = encoded
         return name
 
     def node(self, operator, *inputs, n_outputs=1, **attributes):
@@ -124,7 +132,64 @@ def transformer_1():
     return m.done(inputs, [Value(y, "float32", ("N", 4))], metadata)
 
 
-MODELS = {model.__name__: model for model in (mlp_1, cnn_1, forest_1, lstm_1, transformer_1)}
+def codebook_1():
+    m = Model()
+    books = m.rng.integers(-8, 8, (1, 7)) / 8
+    weight = Codebook.of(m.rng.integers(0, 7, (6, 4)), books.astype("f4"))
+    h = m.node("Dense", "x", m.coded(weight), activation="relu")
+    scales, books = np.full((5, 2), 0.5, "f2"), m.rng.integers(-64, 64, (2, 16)).astype("i1")
+    codes = m.rng.integers(0, 16, (5, 6))
+    weight = Codebook.of(codes, books, per="group", group=4, scales=scales, exponent=-3)
+    y = m.node("Dense", h, m.coded(weight))
+    return m.done([Value("x", "float32", ("N", 4))], [Value(y, "float32", ("N", 5))])
+
+
+def grouped_1():
+    m = Model()
+    scales = 2.0 ** m.rng.integers(-2, 2, (6, 2))
+    weight = Grouped.of(m.rng.integers(0, 16, (6, 7)), scales.astype("f2"), bits=4, group=4)
+    h = m.node("Dense", "x", m.coded(weight), activation="relu")
+    codes, zeros = m.rng.integers(0, 8, (5, 6)), m.rng.integers(0, 8, (5, 2))
+    weight = Grouped.of(codes, scales[:5].astype("f4"), zeros, bits=3, group=3)
+    y = m.node("Dense", h, m.coded(weight))
+    return m.done([Value("x", "float32", ("N", 7))], [Value(y, "float32", ("N", 5))])
+
+
+def sign_1():
+    m = Model()
+    weight = Signs.of(m.rng.normal(size=(6, 9)), np.full((6, 2), 0.25, "f2"), group=8)
+    y = m.node("Dense", "x", m.coded(weight))
+    return m.done([Value("x", "float32", ("N", 9))], [Value(y, "float32", ("N", 6))])
+
+
+def product_1():
+    m = Model()
+    books = m.rng.integers(-8, 8, (2, 5, 4)) / 8
+    codes = m.rng.integers(0, 5, (6, 3, 2))
+    weight = Product.of((6, 10), codes, books.astype("f2"), scales=np.full((6, 1), 0.5, "f4"))
+    y = m.node("Dense", "x", m.coded(weight))
+    return m.done([Value("x", "float32", ("N", 10))], [Value(y, "float32", ("N", 6))])
+
+
+def all_codes():
+    """A model of five features with a weight in each of these encodings; no golden file of it."""
+    m = Model()
+    scales = np.full((6, 1), 0.5, "f2")
+    codes = m.rng.integers(0, 16, (6, 5))
+    weights = [
+        Codebook.of(codes, m.rng.integers(-8, 8, (1, 16)).astype("f4")),
+        Grouped.of(codes, scales, scales * 8, bits=4),
+        Signs.of(codes - 8, scales),
+        Product.of((6, 5), codes[:, :2, None], m.rng.integers(-8, 8, (1, 16, 4)).astype("f4")),
+    ]
+    h = [m.node("Dense", "x", m.coded(weight)) for weight in weights]
+    y = m.node("Concat", *h, axis=1)
+    return m.done([Value("x", "float32", ("N", 5))], [Value(y, "float32", ("N", 24))])
+
+
+_OF_FLOATS = mlp_1, cnn_1, forest_1, lstm_1, transformer_1
+_OF_CODES = codebook_1, grouped_1, sign_1, product_1
+MODELS = {model.__name__: model for model in (*_OF_FLOATS, *_OF_CODES)}
 
 
 def record(model):
