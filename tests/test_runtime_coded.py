@@ -115,6 +115,15 @@ class TestCodebook:
         assert encoded.decode().tobytes() == np.concatenate([values, values[::-1]]).tobytes()
         assert encoded.bits <= 16
 
+    def test_rows_of_several_axes(self):
+        """Such as the gates of a recurrent layer: each has a scale of its own."""
+        rng = np.random.default_rng(0)
+        codes, books = rng.integers(0, 8, (2, 5, 7)), rng.integers(-9, 9, (1, 8)).astype("i1")
+        scales = rng.uniform(size=(10, 3)).astype("f4")
+        encoded = Codebook.of(codes, books, scales=scales, group=3, leading=2)
+        spread = np.repeat(scales.reshape(2, 5, 3), 3, axis=2)[:, :, :7]
+        assert_decodes(encoded, books[0].astype("f4")[codes] * spread)
+
     def test_sizes(self):
         codes = np.zeros((64, 100), int)
         encoded = Codebook.of(codes, np.zeros((1, 16), "f4"))
@@ -127,6 +136,7 @@ class TestCodebook:
             {"bits": 0}, {"bits": 17}, {"bits": True}, {"bits": 5}, {"shape": [3, 4]},
             {"shape": [1 << 60, 0]}, {"shape": [-2, 4]}, {"shape": 8}, {"shape": []},
             {"group": -1}, {"group": 1.0}, {"per": "moon"}, {"per": []}, {"exponent": 1000},
+            {"leading": 0}, {"leading": 3}, {"leading": True},
             {"codes": np.zeros(5, np.uint8)}, {"codes": np.zeros(4, np.int8)},
             {"codewords": np.zeros((1, 17), "f4")}, {"codewords": np.zeros((1, 0), "f4")},
             {"codewords": np.zeros((2, 16), "f4")}, {"codewords": np.zeros(16, "f4")},
@@ -138,7 +148,14 @@ class TestCodebook:
     )  # fmt: skip
     def test_what_does_not_fit_together(self, change):
         parts = {"codes": np.zeros(4, np.uint8), "codewords": np.zeros((1, 16), "f4")}
-        attributes = {"shape": [2, 4], "bits": 4, "group": 0, "exponent": 0, "per": "tensor"}
+        attributes = {
+            "shape": [2, 4],
+            "bits": 4,
+            "group": 0,
+            "exponent": 0,
+            "leading": 1,
+            "per": "tensor",
+        }
         Codebook.from_parts(parts, attributes)
         for name, value in change.items():
             (attributes if name in attributes else parts)[name] = value
@@ -193,7 +210,7 @@ class TestGrouped:
     def test_what_does_not_fit_together(self, change):
         parts = {"codes": np.zeros(7, np.uint8), "scales": np.ones((2, 2), "f2")}
         parts["zero_points"] = np.zeros(2, np.uint8)
-        attributes = {"shape": [2, 7], "bits": 4, "group": 4, "exponent": 0}
+        attributes = {"shape": [2, 7], "bits": 4, "group": 4, "exponent": 0, "leading": 1}
         Grouped.from_parts(parts, attributes)
         for name, value in change.items():
             (attributes if name in attributes else parts)[name] = value
@@ -252,7 +269,7 @@ class TestProduct:
     )  # fmt: skip
     def test_what_does_not_fit_together(self, change):
         parts = {"codes": np.full(1, 255, np.uint8), "codewords": np.zeros((1, 4, 4), "f4")}
-        attributes = {"shape": [2, 6], "bits": 2, "group": 0, "exponent": 0}
+        attributes = {"shape": [2, 6], "bits": 2, "group": 0, "exponent": 0, "leading": 1}
         Product.from_parts(parts, attributes)
         with pytest.raises(ValueError):
             Product.from_parts(parts | change, attributes)

@@ -17,7 +17,7 @@ class Codebook(Coded):
 
     Parameters
     ----------
-    shape, codes, bits, group, scales, exponent
+    shape, codes, bits, group, scales, exponent, leading
         As :class:`fastvq.runtime.coded.Coded` takes them; :meth:`of` packs codes.
     codewords : ndarray, shape (n_codebooks, n_codewords)
         float32 or float64, which is then the dtype of the values; or int8, and there are scales.
@@ -41,13 +41,11 @@ class Codebook(Coded):
     _own_attributes = ("per",)
     _part_names = ("codes", "codewords", "scales")
 
-    def __init__(
-        self, shape, codes, codewords, *, bits, per="tensor", group=0, scales=None, exponent=0
-    ):
+    def __init__(self, shape, codes, codewords, *, bits, per="tensor", **rest):
         self.codewords, self.per = np.ascontiguousarray(codewords), per
         if self.codewords.dtype == np.float64:
             self.dtype = np.dtype(np.float64)
-        super().__init__(shape, codes, bits=bits, group=group, scales=scales, exponent=exponent)
+        super().__init__(shape, codes, bits=bits, **rest)
         self._check_codewords()
         self._check_range(self.codewords.shape[1])
 
@@ -84,7 +82,7 @@ class Codebook(Coded):
     @property
     def n_codebooks(self) -> int:
         """How many there have to be."""
-        return {"tensor": 1, "row": self.shape[0], "group": self.n_groups}[self.per]
+        return {"tensor": 1, "row": self.n_rows, "group": self.n_groups}[self.per]
 
     def _levels(self, codes, first):
         books = self.codewords

@@ -1,8 +1,8 @@
 """What encodings of a few bits share: packed codes, and scales of rows or of groups of columns.
 
-A tensor is taken as a matrix: row i is `tensor[i]`, flattened, in which a layer's weights for one
-output lie in the order of its inputs. Columns may stand in groups of `group` each, the last of
-which may have fewer; 0 is one group of all.
+A tensor is taken as a matrix: its first `leading` axes, mostly one, count the rows, in which a
+layer's weights for one output lie in the order of its inputs. Columns may stand in groups of
+`group` each, the last of which may have fewer; 0 is one group of all.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ class Coded(EncodedTensor):
         What the levels of a row and group are multiplied by, in float32.
     exponent : int
         Scales stand for scales · 2**exponent: so that any fit into float16.
+    leading : int
     """
 
     dtype = np.dtype(np.float32)
@@ -44,8 +45,8 @@ class Coded(EncodedTensor):
     _part_names: tuple[str, ...] = ("codes", "scales")
     _optional_parts: tuple[str, ...] = ("scales",)
 
-    def __init__(self, shape, codes, *, bits, group=0, scales=None, exponent=0):
-        self.shape, self.bits, self.group = tuple(shape), bits, group
+    def __init__(self, shape, codes, *, bits, group=0, scales=None, exponent=0, leading=1):
+        self.shape, self.bits, self.group, self.leading = tuple(shape), bits, group, leading
         self.codes = codes
         self.scales, self.exponent = scales, exponent
         self._check_form()
@@ -55,9 +56,13 @@ class Coded(EncodedTensor):
     # ---- what is stored ------------------------------------------------------------------------
 
     @property
+    def n_rows(self) -> int:
+        return math.prod(self.shape[: self.leading])
+
+    @property
     def width(self) -> int:
         """Values of a row."""
-        return math.prod(self.shape[1:])
+        return math.prod(self.shape[self.leading :])
 
     @property
     def codes_per_row(self) -> int:
@@ -72,7 +77,7 @@ class Coded(EncodedTensor):
         return {name: part for name, part in found.items() if part is not None}
 
     def attributes(self):
-        names = ("bits", "group", "exponent", *self._own_attributes)
+        names = ("bits", "group", "exponent", "leading", *self._own_attributes)
         return {"shape": [*self.shape], **{name: getattr(self, name) for name in names}}
 
     @classmethod
@@ -80,7 +85,7 @@ class Coded(EncodedTensor):
         needed = set(cls._part_names) - set(cls._optional_parts)
         if not needed <= set(parts) <= set(cls._part_names):
             raise ValueError(f"{cls.kind} values have other parts than {sorted(parts)}")
-        wanted = {"shape", "bits", "group", "exponent", *cls._own_attributes}
+        wanted = {"shape", "bits", "group", "exponent", "leading", *cls._own_attributes}
         if not isinstance(attributes, Mapping) or set(attributes) != wanted:
             raise ValueError(f"{cls.kind} values have the attributes {', '.join(sorted(wanted))}")
         if not isinstance(attributes["shape"], list):
@@ -96,10 +101,14 @@ class Coded(EncodedTensor):
 
     def rows(self, first, stop):
         first, stop, _ = slice(first, stop).indices(self.shape[0])
+        within = math.prod(self.shape[1 : self.leading])
+        return self._matrix(first * within, stop * within).reshape(stop - first, *self.shape[1:])
+
+    def _matrix(self, first, stop):
         values = self._levels(self.row_codes(first, stop), first)
         if self.scales is not None:
             values *= self._spread(self.float_scales(first, stop))
-        return values.reshape(len(values), *self.shape[1:])
+        return values
 
     def row_codes(self, first, stop) -> np.ndarray:
         """Codes of some rows, (stop - first, codes_per_row)."""
@@ -133,6 +142,8 @@ class Coded(EncodedTensor):
             raise ValueError(f"shape must be one or more sizes, got {shape!r:.80}")
         if math.prod(max(n, 1) for n in shape) >= _MOST_VALUES:
             raise ValueError(f"shape {shape!r:.80} is absurd")
+        if type(self.leading) is not int or not 1 <= self.leading <= len(shape):
+            raise ValueError(f"leading must be 1 to {len(shape)}, got {self.leading!r:.20}")
         if type(self.bits) is not int or not 1 <= self.bits <= 16:
             raise ValueError(f"bits must be 1 to 16, got {self.bits!r:.20}")
         if type(self.group) is not int or not 0 <= self.group < _MOST_VALUES:
@@ -142,7 +153,7 @@ class Coded(EncodedTensor):
             raise ValueError(f"exponent must be within {_LARGEST_EXPONENT}, got {exponent!r:.20}")
 
     def _check_codes(self):
-        wanted = packed_size(self.shape[0] * self.codes_per_row, self.bits)
+        wanted = packed_size(self.n_rows * self.codes_per_row, self.bits)
         if self.codes.dtype != np.uint8 or self.codes.shape != (wanted,):
             raise ValueError(
                 f"codes must be uint8 of shape {(wanted,)}, got {self.codes.shape} of "
@@ -153,7 +164,7 @@ class Coded(EncodedTensor):
         scales = self.scales
         if scales is None:
             return
-        allowed = [(rows, self.n_groups) for rows in (self.shape[0], 1)]
+        allowed = [(rows, self.n_groups) for rows in (self.n_rows, 1)]
         if scales.dtype not in (np.float32, np.float16) or scales.shape not in allowed:
             raise ValueError(
                 f"scales must be float32 or float16 of shape {allowed[0]}, got {scales.shape} of "
@@ -167,19 +178,19 @@ class Coded(EncodedTensor):
         if most == 1 << self.bits or not self.codes.size:
             return
         step = max(1, (1 << 24) // max(self.codes_per_row, 1))
-        for first in range(0, self.shape[0], step):
-            codes = self.row_codes(first, min(first + step, self.shape[0]))
+        for first in range(0, self.n_rows, step):
+            codes = self.row_codes(first, min(first + step, self.n_rows))
             if codes.size and codes.max() >= most:
                 raise ValueError(f"codes must be below {most}, got {codes.max()}")
 
 
 def float16_scales(scales) -> tuple[np.ndarray, int]:
-    """Positive scales as float16 and the exponent that they share: the largest lies near 2**15.
+    """Scales as float16 and the exponent that they share: the largest lies near 2**15.
 
     A scale a billion times smaller than the largest still has all its digits.
     """
     scales = np.asarray(scales, np.float64)
-    largest = float(scales.max(initial=0))
+    largest = float(np.abs(scales).max(initial=0))
     exponent = int(np.clip(np.frexp(largest)[1] - 15, -_LARGEST_EXPONENT, _LARGEST_EXPONENT))
     exponent = exponent if largest else 0
     return np.ldexp(scales, -exponent).astype(np.float16), exponent

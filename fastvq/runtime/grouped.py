@@ -19,7 +19,7 @@ class Grouped(Coded):
 
     Parameters
     ----------
-    shape, codes, bits, group, scales, exponent
+    shape, codes, bits, group, scales, exponent, leading
         As :class:`fastvq.runtime.coded.Coded` takes them; there have to be scales.
     zero_points : ndarray of uint8, optional
         Packed as codes are, of every row and group; 2**(bits − 1) where left out.
@@ -37,12 +37,12 @@ class Grouped(Coded):
     _part_names = ("codes", "scales", "zero_points")
     _optional_parts = ("zero_points",)
 
-    def __init__(self, shape, codes, *, bits, scales, zero_points=None, group=0, exponent=0):
+    def __init__(self, shape, codes, *, bits, scales, zero_points=None, **rest):
         self.zero_points = zero_points
-        super().__init__(shape, codes, bits=bits, group=group, scales=scales, exponent=exponent)
+        super().__init__(shape, codes, bits=bits, scales=scales, **rest)
         if self.bits > 8:
             raise ValueError(f"bits must be 1 to 8, got {self.bits}")
-        wanted = packed_size(self.shape[0] * self.n_groups, bits)
+        wanted = packed_size(self.n_rows * self.n_groups, bits)
         if zero_points is not None and (
             zero_points.dtype != np.uint8 or zero_points.shape != (wanted,)
         ):
@@ -61,7 +61,7 @@ class Grouped(Coded):
 
     def points(self, first=0, stop=None) -> np.ndarray:
         """The zero points of some rows, (stop - first, n_groups) of uint8."""
-        stop = self.shape[0] if stop is None else stop
+        stop = self.n_rows if stop is None else stop
         n = self.n_groups
         if self.zero_points is None:
             return np.full((stop - first, n), 1 << (self.bits - 1), np.uint8)
@@ -81,17 +81,17 @@ class Signs(Coded):
 
     Parameters
     ----------
-    shape, codes, group, scales, exponent
+    shape, codes, group, scales, exponent, leading
         As :class:`fastvq.runtime.coded.Coded` takes them; a bit is 0 where the value is negative.
     """
 
     kind = "sign"
     _optional_parts = ()
 
-    def __init__(self, shape, codes, *, scales, bits=1, group=0, exponent=0):
+    def __init__(self, shape, codes, *, scales, bits=1, **rest):
         if bits != 1:
             raise ValueError(f"signs have one bit, got {bits!r:.20}")
-        super().__init__(shape, codes, bits=bits, group=group, scales=scales, exponent=exponent)
+        super().__init__(shape, codes, bits=bits, scales=scales, **rest)
 
     @classmethod
     def of(cls, values, scales, **settings) -> Signs:

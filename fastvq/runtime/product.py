@@ -21,7 +21,7 @@ class Product(Coded):
 
     Parameters
     ----------
-    shape, codes, bits, group, scales, exponent
+    shape, codes, bits, group, scales, exponent, leading
         As :class:`fastvq.runtime.coded.Coded` takes them. Codes of rows, of blocks, of stages; a
         row that does not fill its last block is cut off there.
     codewords : ndarray of float16, float32, or, where there are scales, int8
@@ -39,7 +39,7 @@ class Product(Coded):
     kind = "product"
     _part_names = ("codes", "codewords", "scales")
 
-    def __init__(self, shape, codes, codewords, *, bits, group=0, scales=None, exponent=0):
+    def __init__(self, shape, codes, codewords, *, bits, scales=None, **rest):
         self.codewords = np.ascontiguousarray(codewords)
         books = self.codewords
         if books.ndim != 3 or books.dtype not in (np.float16, np.float32, np.int8):
@@ -49,7 +49,7 @@ class Product(Coded):
             )
         if 0 in books.shape:
             raise ValueError(f"there must be stages, codewords and values, got {books.shape}")
-        super().__init__(shape, codes, bits=bits, group=group, scales=scales, exponent=exponent)
+        super().__init__(shape, codes, bits=bits, scales=scales, **rest)
         if books.shape[1] > 1 << self.bits or (books.dtype == np.int8 and scales is None):
             raise ValueError(
                 f"codewords must be up to {1 << self.bits} of each stage, and where they are int8 "
