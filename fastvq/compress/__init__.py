@@ -11,13 +11,21 @@ from importlib import import_module
 
 from fastvq.compress._compress import SCHEMES, compress
 
-__all__ = ["SCHEMES", "CompressedClassifier", "CompressedRegressor", "ModelQuantizer", "compress"]
+__all__ = [
+    "SCHEMES",
+    "CompressedClassifier",
+    "CompressedRegressor",
+    "ModelQuantizer",
+    "WeightQuantizer",
+    "compress",
+]
 
 # Made of scikit-learn's classes, which take their time to import: loaded when they are used.
 _ORIGIN = {
     "CompressedClassifier": "fastvq.compress.estimators",
     "CompressedRegressor": "fastvq.compress.estimators",
     "ModelQuantizer": "fastvq.compress.quantizer",
+    "WeightQuantizer": "fastvq.compress.few_bits",
 }
 
 

@@ -11,7 +11,8 @@ from fastvq.runtime.ops import operators
 
 __all__ = ["SCHEMES", "compress"]
 
-SCHEMES = ("float32", "float16", "int8")
+_FEW_BITS = ("int4", "codebook", "product", "sign")
+SCHEMES = ("float32", "float16", "int8", *_FEW_BITS)
 
 
 def compress(
@@ -38,10 +39,11 @@ def compress(
         finds ranges on them; they should not be those that the model is judged by.
     y : array-like, optional
         What the examples are, by which "int8" tells scores, and keeps to a `max_drop`.
-    scheme : {"float32", "float16", "int8"}
+    scheme : {"float32", "float16", "int8", "int4", "codebook", "product", "sign"}
         How weights are stored. float16 halves the file; weights are rounded to 11 bits, and
         computed with as float32. A tensor with values beyond its range stays float32. int8 makes
-        it four times smaller, and layers multiply integers: see :class:`ModelQuantizer`.
+        it four times smaller, and layers multiply integers: see :class:`ModelQuantizer`. The others
+        write weights alone in few bits: see :class:`fastvq.compress.WeightQuantizer`.
     metadata : mapping, optional
         More for the file: see :class:`CompressedModel`. Classes of a classifier, what prepares
         pictures or text (:mod:`fastvq.runtime.preprocess`).
@@ -52,7 +54,8 @@ def compress(
     n_threads : int, optional
         What the model's calls use.
     **settings
-        Of "int8": the parameters of :class:`ModelQuantizer`, such as activations="static".
+        Of "int8": the parameters of :class:`ModelQuantizer`, such as activations="static"; of few
+        bits: those of :class:`WeightQuantizer`, such as bits=3, group=32.
 
     Returns
     -------
@@ -78,7 +81,7 @@ def compress(
     """
     if scheme not in SCHEMES:
         raise ValueError(f"scheme must be one of {', '.join(SCHEMES)}, got {scheme!r}")
-    if settings and scheme != "int8":
+    if settings and scheme not in ("int8", *_FEW_BITS):
         raise TypeError(f"scheme={scheme!r} has no setting {', '.join(settings)}")
     graph, known = imported(model, X, dimensions)
     known = {**known, **(metadata or {})}
@@ -86,6 +89,11 @@ def compress(
         from fastvq.compress.quantizer import ModelQuantizer
 
         quantizer = ModelQuantizer(scheme, n_threads=n_threads, **settings)
+        return quantizer.fit_transform(CompressedModel(graph, known), X, y)
+    if scheme in _FEW_BITS:
+        from fastvq.compress.few_bits import WeightQuantizer
+
+        quantizer = WeightQuantizer(scheme, n_threads=n_threads, **settings)
         return quantizer.fit_transform(CompressedModel(graph, known), X, y)
     if scheme == "float16":
         graph = _halved(graph)

@@ -1,0 +1,125 @@
+"""Weights alone in few bits: the graph stays as it is, and its constants are written down shorter.
+
+Which constants these are, how much an error in each of their columns weighs, and the graph with
+others in their place. `fastvq/compress/schemes` has the ways to write them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from fastvq.compress import stats
+from fastvq.runtime.encoding import EncodedTensor, Raw
+from fastvq.runtime.graph import Graph, Node
+from fastvq.runtime.ops import operators
+
+__all__ = ["Weight", "importances", "replaced", "weights_of"]
+
+SMALLEST = 1024  # values of a weight that is worth a codebook or scales
+_RECURRENT = ("LSTM", "GRU", "RNN")
+
+
+class Weight(NamedTuple):
+    """A constant that is read as weights and nothing else.
+
+    Attributes
+    ----------
+    name : str
+    values : ndarray of float32
+    leading : int
+        Axes that count rows.
+    readers : tuple of (Node, place among its inputs)
+    """
+
+    name: str
+    values: np.ndarray
+    leading: int
+    readers: tuple[tuple[Node, int], ...]
+
+    @property
+    def label(self) -> str:
+        """What a pattern of names is compared with: the layer's name."""
+        return self.readers[0][0].name if self.readers else self.name
+
+    @property
+    def key(self) -> str | None:
+        """The first output of the layer."""
+        return self.readers[0][0].outputs[0] if self.readers else None
+
+
+def weights_of(graph: Graph, smallest: int = SMALLEST) -> list[Weight]:
+    """The weights that could be written in few bits, in the order of the graph's constants.
+
+    Those of float32, finite, of two dimensions or more and not small, all of whose readers take
+    them as weights; of an embedding its rows. What is given out has no reader beside.
+    """
+    uses: dict[str, list] = {}
+    for node in graph.nodes:
+        for place, name in enumerate(node.inputs):
+            uses.setdefault(name, []).append((node, place))
+    given = {value.name for value in graph.outputs}
+    found = []
+    for name, tensor in graph.constants.items():
+        readers = tuple(uses.get(name, ()))
+        if not isinstance(tensor, Raw) or tensor.values.dtype != np.float32:
+            continue
+        if len(tensor.shape) < 2 or math.prod(tensor.shape) < smallest:
+            continue
+        if not all(map(_is_weight, readers)) or (name in given) == bool(readers):
+            continue
+        if not np.isfinite(tensor.values).all():
+            continue
+        recurrent = any(node.operator in _RECURRENT for node, _ in readers)
+        found.append(Weight(name, tensor.values, 2 if recurrent else 1, readers))
+    return found
+
+
+def _is_weight(reader):
+    node, place = reader
+    if place not in operators()[node.operator].weights:
+        return False
+    return node.operator != "Gather" or node.attributes.get("axis", 0) == 0
+
+
+def importances(graph: Graph, arrays, weights: list[Weight], n_threads=1) -> dict:
+    """The mean square of what is read in each column of a weight, by name: float64 (width,).
+
+    Weights of which that is not known are left out: recurrent ones, embeddings.
+    """
+    wanted = {
+        w.name: [node.inputs[0] for node, place in w.readers if _reads_columns(node, place)]
+        for w in weights
+    }
+    names = [*dict.fromkeys(name for many in wanted.values() for name in many)]
+    if not names:
+        return {}
+    sums = dict.fromkeys(names, 0.0)
+    rows = dict.fromkeys(names, 0)
+    for values in stats.runs(graph, arrays, names, n_threads):
+        for name, value in zip(names, values, strict=True):
+            flat = value.reshape(-1, value.shape[-1]).astype(np.float64)
+            sums[name] = sums[name] + (flat * flat).sum(axis=0)
+            rows[name] += len(flat)
+    found = {}
+    for weight in weights:
+        n_in = weight.values.shape[-1]
+        seen = [sums[name] / rows[name] for name in wanted[weight.name] if rows[name]]
+        seen = [square for square in seen if square.shape == (n_in,)]
+        if seen and all(np.isfinite(square).all() for square in seen):
+            width = math.prod(weight.values.shape[weight.leading :])
+            found[weight.name] = np.tile(np.mean(seen, axis=0), width // n_in)
+    return found
+
+
+def _reads_columns(node, place):
+    """Whether a node's first input lies along the last axis of the weight at this place."""
+    return place == 1 and node.operator in ("Dense", "Conv", "ConvTranspose", *_RECURRENT)
+
+
+def replaced(graph: Graph, tensors: Mapping[str, EncodedTensor]) -> Graph:
+    """The graph with these constants in place of those of the same names."""
+    return Graph(graph.nodes, graph.inputs, graph.outputs, {**graph.constants, **tensors})
