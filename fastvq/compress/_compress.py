@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from fastvq.compress._importing import imported
-from fastvq.runtime import CompressedModel, Graph
+from fastvq.runtime import CompressedModel
 from fastvq.runtime.encoding import Raw
 from fastvq.runtime.ops import operators
 
@@ -103,7 +103,7 @@ def compress(
 def _halved(graph):
     """The graph with its weights stored as float16, where they are in its range."""
     halved = {name: _half(graph.constants[name]) for name in _weights(graph)}
-    return Graph(graph.nodes, graph.inputs, graph.outputs, {**graph.constants, **halved})
+    return graph.with_constants(halved)
 
 
 def _weights(graph):

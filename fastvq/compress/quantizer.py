@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 from fastvq import _threads
 from fastvq.compress import passes, stats
 from fastvq.compress._importing import imported
-from fastvq.compress.schemes import int8
+from fastvq.compress.schemes import forests, int8
 from fastvq.runtime import CompressedModel, Graph, Value
 from fastvq.runtime.encoding import Raw, decoded
 from fastvq.runtime.measure import compare
@@ -54,7 +54,9 @@ class ModelQuantizer(BaseEstimator):
     max_drop : float, optional
         How much of the score may be lost: of accuracy, or R², on X and y; without y, of the
         agreement with the float model. The layers that hurt most then stay float. None: only those
-        stay float whose own error is gross (below 12 dB).
+        stay float whose own error is gross (below 12 dB). Of ensembles of trees, thresholds and
+        leaves then take as few bits as change no more of the answers than that (None: a
+        thousandth).
     bias_correction : bool
         Take back in biases what rounded weights shift means by (needs examples).
     equalize : bool
@@ -449,6 +451,12 @@ class _Fitting:
             noise = _plain(row.column("SQNR dB")[0])
             tensors[written.stored[name]] = [weight.nbytes, noise, readers.get(name)]
         settings = self._settings
+        trees = forests.stored(written.graph, self._arrays, settings.max_drop)
+        for name, (encoded, layer) in trees.items():
+            before = written.graph.constants[name]
+            row = compare([encoded.decode()], [name], [decoded(before)])
+            tensors[name] = [before.nbytes, _plain(row.column("SQNR dB")[0]), layer]
+        graph = written.graph.with_constants({name: e for name, (e, _) in trees.items()})
         known = {
             "scheme": settings.scheme,
             "activations": settings.activations,
@@ -459,7 +467,7 @@ class _Fitting:
         }
         self.written = written
         metadata = {**metadata, "compression": known}
-        return CompressedModel(written.graph, metadata, n_threads=settings.n_threads)
+        return CompressedModel(graph, metadata, n_threads=settings.n_threads)
 
     def _written(self, graph, integer, stored):
         granularity = self._settings.granularity

@@ -122,4 +122,4 @@ def _reads_columns(node, place):
 
 def replaced(graph: Graph, tensors: Mapping[str, EncodedTensor]) -> Graph:
     """The graph with these constants in place of those of the same names."""
-    return Graph(graph.nodes, graph.inputs, graph.outputs, {**graph.constants, **tensors})
+    return graph.with_constants(tensors)

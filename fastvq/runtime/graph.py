@@ -106,6 +106,10 @@ class Graph:
                 users.setdefault(name, []).append(node)
         return users
 
+    def with_constants(self, changed: Mapping[str, EncodedTensor]) -> Graph:
+        """The same graph with other tensors for some of its constants."""
+        return Graph(self.nodes, self.inputs, self.outputs, {**self.constants, **changed})
+
     def _check_origins(self, nodes):
         made = [value.name for value in self.inputs] + [*self.constants]
         made += [name for node in nodes for name in node.outputs if name]
