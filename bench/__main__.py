@@ -20,6 +20,7 @@ TITLES = {
     "product": "Product quantization",
     "coding": "Entropy coding, approximate assignment",
     "residual": "Residual and additive quantizers, encoding",
+    "errors": "Residual and additive quantizers, errors over five seeds",
     "search": "Search among codes",
     "runtime": "Models in float32, time of a call",
     "memory": "Peak memory beyond input and output",
@@ -128,6 +129,7 @@ def _suite(name: str):
     from bench import (
         bench_assign,
         bench_coding,
+        bench_errors,
         bench_fit,
         bench_int8,
         bench_neural,
@@ -154,6 +156,7 @@ def _suite(name: str):
         "product": bench_product,
         "coding": bench_coding,
         "residual": bench_residual,
+        "errors": bench_errors,
         "search": bench_search,
         "runtime": bench_runtime,
         "memory": memory,

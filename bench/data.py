@@ -68,13 +68,13 @@ def fashion_mnist(n: int = 60_000) -> np.ndarray:
 
 
 @lru_cache(maxsize=1)
-def power_law(n: int, d: int, exponent: float = 1.0) -> np.ndarray:
+def power_law(n: int, d: int, exponent: float = 1.0, seed: int = 0) -> np.ndarray:
     """Gaussian with a power-law spectrum, turned at random, as word vectors are.
 
     The variance of principal direction j is j ** -exponent. GloVe's 50-dimensional vectors have a
     spectrum of about this slope, text encoders a steeper one.
     """
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     deviations = np.arange(1, d + 1, dtype=np.float32) ** (-exponent / 2)
     turn = np.linalg.qr(rng.standard_normal((d, d)))[0].astype(np.float32)
     return (rng.standard_normal((n, d), dtype=np.float32) * deviations) @ turn

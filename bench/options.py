@@ -21,6 +21,7 @@ SUITES = (
     "product",
     "coding",
     "residual",
+    "errors",
     "search",
     "int8",
     "runtime",
