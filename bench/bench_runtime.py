@@ -216,7 +216,7 @@ def _measure_model(name, n_threads, options) -> list[dict]:
     records = []
     for n in (n for which, n in WANTED if which == name):
         x = MODELS[name]()[1](n)
-        calls = _repeated({who: partial(run, *x) for who, run in runs.items()})
+        calls = repeated({who: partial(run, *x) for who, run in runs.items()})
         timings = timing.take_turns(
             {who: call for who, (call, _) in calls.items()},
             repeats=options.repeats,
@@ -238,7 +238,7 @@ def _measure_model(name, n_threads, options) -> list[dict]:
     return records
 
 
-def _repeated(runs):
+def repeated(runs):
     """Each as a loop over enough calls for a clock to see, and how many calls those are."""
     looped = {}
     for who, run in runs.items():

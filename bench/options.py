@@ -24,6 +24,7 @@ SUITES = (
     "errors",
     "search",
     "int8",
+    "int8models",
     "runtime",
     "memory",
     "import",

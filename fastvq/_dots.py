@@ -1,4 +1,10 @@
-"""Weights of 8-bit integers as the kernels read them, with what belongs to each column of sums."""
+"""Weights of 8-bit integers as the kernels read them, with what belongs to each column of sums.
+
+On AVX2 a weight may lie in groups of four, of which neighbours are added in 16 bits (dot.h): twice
+as many products with an instruction, exact as long as no two neighbours are larger than 128
+together. Where some are, their group comes twice in its panel, and if that happens too often the
+weight stays as it is on other levels.
+"""
 
 import numpy as np
 
@@ -10,6 +16,9 @@ __all__ = ["LARGEST_WIDTH", "Packed", "check_sums"]
 # fit in 32 bits. What a bias adds is looked at column by column in `check_sums`.
 LARGEST_WIDTH = 1 << 16
 
+# Groups of a paired weight, at most, for each that it would have if none came twice.
+MOST_GROUPS = 1.15
+
 
 class Packed:
     """A weight (groups, n, k) of int8, packed for the active level.
@@ -20,7 +29,8 @@ class Packed:
 
     Attributes
     ----------
-    panels : flat array of int8
+    form : number of the form, WHOLE or PAIRED of the kernel's module
+    operands : list of the weight in that form: panels, spans, numbers (these None unless paired)
     sums : ndarray of int32, shape (groups, n): of each row of the weight
     """
 
@@ -38,16 +48,51 @@ class Packed:
                 f"rows of {self.k} values could overflow 32 bits: {LARGEST_WIDTH} at most"
             )
         kernel = load("int8")
-        self._columns, self._offset = kernel.COLUMNS, kernel.OFFSET
-        size = -(-self.n // kernel.COLUMNS) * kernel.COLUMNS * -(-self.k // kernel.GROUP)
-        # A vector's read of the last group may not pass the end.
-        self.panels = _aligned(self.groups * size * kernel.GROUP, np.int8)
+        self._columns = kernel.COLUMNS
         self.sums = np.empty((self.groups, self.n), np.int32)
-        parts = self.panels.reshape(self.groups, -1)
-        for group, part, sums in zip(weight, parts, self.sums, strict=True):
-            kernel.pack(group, part, sums)
+        paired = self._paired(weight, kernel) if kernel.CAN_PAIR else None
+        self.form = kernel.WHOLE if paired is None else kernel.PAIRED
+        self.operands = self._whole(weight, kernel) if paired is None else paired
+        self._offset = kernel.offset(self.form)
         self.column_sums = self.per_column(self.sums, np.int32)
         self._starts = {}
+
+    def _whole(self, weight, kernel):
+        group = kernel.group(kernel.WHOLE)
+        size = -(-self.n // self._columns) * self._columns * -(-self.k // group) * group
+        panels = _aligned(self.groups * size, np.int8)
+        parts = panels.reshape(self.groups, -1)
+        for values, part, sums in zip(weight, parts, self.sums, strict=True):
+            kernel.pack(values, part, sums)
+        return [panels, None, None]
+
+    def _paired(self, weight, kernel):
+        """The same in pairs; None where too many groups would come twice."""
+        weight = np.ascontiguousarray(weight)
+        n_panels, n_numbers = -(-self.n // self._columns), -(-self.k // 4)
+        split = np.empty((self.groups, n_panels, n_numbers), np.bool_)
+        for values, marks in zip(weight, split, strict=True):
+            kernel.mark_pairs(values, marks.view(np.int8))
+        if split.mean() > MOST_GROUPS - 1:
+            return None
+        # A panel in which none comes twice has the numbers 0, 1, ..., which stand first.
+        plain = np.arange(n_numbers, dtype=np.uint16)
+        numbers, spans = [plain], np.zeros((self.groups * n_panels, 3), np.int64)
+        place = n_numbers
+        for span, marks in zip(spans, split.reshape(-1, n_numbers), strict=True):
+            span[2] = n_numbers
+            if marks.any():
+                numbers.append(np.repeat(plain, 1 + marks))
+                span[1:] = place, len(numbers[-1])
+                place += span[2]
+        spans[1:, 0] = np.cumsum(spans[:-1, 2])
+        numbers = np.concatenate(numbers)
+        panels = _aligned(4 * self._columns * spans[:, 2].sum(), np.int8)
+        panels[:] = 0
+        parts = spans.reshape(self.groups, n_panels, 3)
+        for values, part, sums in zip(weight, parts, self.sums, strict=True):
+            kernel.pack_paired(values, part, numbers, panels, sums)
+        return [panels, spans, numbers]
 
     def per_column(self, values, dtype):
         """Values of all columns, (groups * n,) or one for all, with room up to whole panels."""

@@ -251,10 +251,10 @@ def test_max_drop():
 
 
 def test_weights_alone():
-    """LSTM, embeddings, distances and weights without a model: int8 in the file."""
+    """Plain recurrence, embeddings, distances and weights without a model: int8 in the file."""
     d = Drawing("N", 5, dtype="int64")
     x = d.add("Gather", normal(100, 16), "x")
-    y = d.add("LSTM", x, normal(1, 80, 16, scale=0.2), normal(1, 80, 20, scale=0.2))
+    y = d.add("RNN", x, normal(1, 80, 16, scale=0.2), normal(1, 80, 80, scale=0.1))
     model = d.model(y, rank=4)
     rows = RNG.integers(0, 100, (30, 5))
     quantizer = ModelQuantizer().fit(model, rows)
@@ -274,6 +274,28 @@ def test_weights_alone():
     np.testing.assert_allclose(a, weights["a"], atol=0.02)
     assert (b == weights["b"]).all() and np.isnan(c).all()
     assert small.nbytes < 0.8 * fastvq.compress(weights).nbytes
+
+
+@pytest.mark.parametrize("activations", ["dynamic", "static"])
+def test_layers_with_a_state(activations):
+    """LSTM and GRU multiply integers, between whatever is before and behind them."""
+    d = Drawing("N", 7, 40)
+    x = d.dense("x", 40, 48, activation="relu")
+    y = d.add("LSTM", x, normal(2, 80, 48, scale=0.2), normal(2, 80, 20, scale=0.2),
+              normal(2, 80), direction="bidirectional")  # fmt: skip
+    y = d.add("Reshape", y, np.array([0, 0, 40]), zero_copies=True)
+    y = d.add("GRU", y, normal(1, 90, 40, scale=0.2), normal(1, 90, 30, scale=0.2),
+              normal(1, 90), normal(1, 90), linear_before_reset=True)  # fmt: skip
+    y = d.add("Reshape", y, np.array([0, 0, 30]), zero_copies=True)
+    model = d.model(d.dense(y, 30, 40), rank=3)
+    rows = normal(60, 7, 40)
+    quantizer = ModelQuantizer(activations=activations).fit(model, rows)
+    small = quantizer.transform(model)
+    assert {"DynamicLSTM", "DynamicGRU"} <= {node.operator for node in small.graph.nodes}
+    assert {row["scheme"] for row in quantizer.layers_} == {"int8"}
+    assert noise(small, model, rows) > 25
+    assert small.nbytes < 0.5 * model.nbytes
+    assert noise(quantizer.inverse_transform(small), model, rows) > 30
 
 
 def test_dead_channels_and_constants():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from oracles import SIZES, THREADS, assert_same_bits
 
-from fastvq import _threads, kernels, reference
+from fastvq import _kernels, _threads, kernels, reference
 
 # Around the rows and columns of tiles on every level, and odd widths.
 SHAPES = [(n, SIZES[(5 * i + 3) % len(SIZES)], SIZES[(7 * i + 2) % len(SIZES)])
@@ -82,6 +82,39 @@ def test_rows_of_floats(shape):
             with np.errstate(all="ignore"):
                 expected = reference.gemm_dynamic(X, weight, scale, **settings)
             np.testing.assert_array_equal(found, expected)
+
+
+def pairs_of(rng, n, k, share):
+    """Weights of which about so many neighbours are as large as can be together."""
+    weight = rng.integers(-64, 65, (n, k), dtype=np.int8)
+    ends = np.array([[127, 127], [-128, -128], [65, 64], [-65, -64], [127, -128]], np.int8)
+    pairs = weight[:, : k // 2 * 2].reshape(n, -1, 2)
+    chosen = rng.random(pairs.shape[:2]) < share
+    pairs[chosen] = ends[rng.integers(0, len(ends), chosen.sum())]
+    return weight
+
+
+@pytest.mark.parametrize("share", [0, 1e-4, 2e-3, 0.05, 1])
+def test_pairs_that_sixteen_bits_cannot_hold(share):
+    """Sums of neighbours never saturate, whichever way a level multiplies them."""
+    rng = np.random.default_rng(5)
+    forms = set()
+    for m, n, k in [(1, 1, 1), (5, 17, 2), (9, 33, 67), (2, 16, 259), (13, 50, 1030)]:
+        weight = kernels.Int8Weight(pairs_of(rng, n, k, share))
+        forms.add(weight.packed.form)
+        X = some_bytes(rng, m, k)
+        for rows in (X, np.full_like(X, 127), np.full_like(X, -128)):
+            assert_same_bits(
+                kernels.gemm_int8(rows, weight), reference.gemm_int8(rows, weight.values)
+            )
+        real = some_rows(rng, m, k)
+        with np.errstate(all="ignore"):
+            expected = reference.gemm_dynamic(real, weight.values, 0.01)
+        np.testing.assert_array_equal(kernels.gemm_dynamic(real, weight, 0.01), expected)
+    kernel = _kernels.load("int8")
+    if kernel.CAN_PAIR:  # both ways have been met
+        assert (kernel.WHOLE in forms) == (share > 0.01)
+        assert (kernel.PAIRED in forms) == (share < 1)
 
 
 def test_a_row_alone_and_in_a_batch():

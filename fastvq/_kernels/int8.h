@@ -3,6 +3,7 @@
  * A block of rows becomes left operands (dot.h) in scratch: int8 rows as they are, float rows
  * quantized row by row, or the patches of a convolution, gathered. Panels of the weight then pass
  * by, each met by all rows of the block, and the sums of a tile are finished while they are warm.
+ * What depends on the form of the weight (dot.h) takes it as a literal.
  *
  * All integers are exact, and so are the bits of what is finished: `product` keeps a product from
  * being fused with what is added to it, so that every level rounds alike.
@@ -14,9 +15,6 @@
 
 enum { TO_INT32, TO_INT8, TO_FLOAT };
 enum { FROM_INT8, FROM_FLOAT, FROM_PATCHES };
-/* Room after a row in scratch, so that vectors may be written past its end. */
-enum { ROW_SLACK = 64 };
-
 /* a * b, rounded, whatever is done to it next. */
 INLINE f32_lanes product(f32_lanes a, f32_lanes b)
 {
@@ -48,28 +46,36 @@ typedef struct {
     int32_t zero_point;
 } RowScale;
 
+/* What is looked for in a row: four chains, as one would wait for its own sums. */
+enum { CHAINS = 4 };
+
 /* Range of a row, zero included, in 255 steps. A row with NaN or infinity has the scale NaN. */
 INLINE RowScale row_scale(const float *row, int64_t width)
 {
-    f32_lanes low = {0}, high = {0}, bad = {0};
+    f32_lanes low[CHAINS] = {{0}}, high[CHAINS] = {{0}}, bad[CHAINS] = {{0}};
     int64_t f = 0;
-    for (; f + F32_LANES <= width; f += F32_LANES) {
-        f32_lanes x;
-        memcpy(&x, row + f, sizeof x);
-        low = f32_min(x, low);
-        high = f32_max(x, high);
-        bad += x - x;
-    }
+    for (; f + CHAINS * F32_LANES <= width; f += CHAINS * F32_LANES)
+        UNROLL for (int c = 0; c < CHAINS; c++) {
+            f32_lanes x = f32_load(row + f + c * F32_LANES);
+            low[c] = f32_min(x, low[c]);
+            high[c] = f32_max(x, high[c]);
+            bad[c] = f32_lanes_multiply_add(x, (f32_lanes){0}, bad[c]); /* 0, or NaN */
+        }
     float least = 0, most = 0, wrong = 0;
-    for (int lane = 0; lane < F32_LANES; lane++) {
-        least = low[lane] < least ? low[lane] : least;
-        most = high[lane] > most ? high[lane] : most;
-        wrong += bad[lane];
-    }
     for (; f < width; f++) {
         least = row[f] < least ? row[f] : least;
         most = row[f] > most ? row[f] : most;
         wrong += row[f] - row[f];
+    }
+    UNROLL for (int c = 1; c < CHAINS; c++) {
+        low[0] = f32_min(low[c], low[0]);
+        high[0] = f32_max(high[c], high[0]);
+        bad[0] += bad[c];
+    }
+    for (int lane = 0; lane < F32_LANES; lane++) {
+        least = low[0][lane] < least ? low[0][lane] : least;
+        most = high[0][lane] > most ? high[0][lane] : most;
+        wrong += bad[0][lane];
     }
     if (wrong != 0) return (RowScale){__builtin_nanf(""), 0}; /* NaN differs from 0 */
     float scale = most / 255.0f - least / 255.0f;
@@ -78,22 +84,18 @@ INLINE RowScale row_scale(const float *row, int64_t width)
     return (RowScale){scale, -128 - nearest(lowest)[0]};
 }
 
-/* Four vectors of values, as steps. */
-INLINE i8_lanes quantized(const float *x, float inverse, int32_t zero_point)
+/* Four vectors of values, as steps raised by an offset: 0, or 128 without a sign. */
+INLINE i8_lanes quantized(const float *x, float inverse, int32_t zero_point, int offset)
 {
     i32_lanes q[4];
-    UNROLL for (int v = 0; v < 4; v++) {
-        f32_lanes value;
-        memcpy(&value, x + v * F32_LANES, sizeof value);
-        value = product(value, (f32_lanes){0} + inverse);
-        q[v] = nearest(clamped(value, (float)(-128 - zero_point), (float)(127 - zero_point)));
-        q[v] += zero_point;
-    }
-    return narrow(q);
+    /* No value is 256 steps away from 0 or more, as steps are made for its row. */
+    UNROLL for (int v = 0; v < 4; v++)
+        q[v] = nearest(product(f32_load(x + v * F32_LANES), (f32_lanes){0} + inverse)) + zero_point;
+    return narrow(q) ^ (int8_t)offset;
 }
 
-/* codes OUT (width), and room for LANE_BYTES more where `slack`. */
-INLINE void quantize_row(const float *row, int64_t width, RowScale by, int8_t *codes)
+/* codes OUT (width). */
+INLINE void quantize_row(const float *row, int64_t width, RowScale by, int offset, int8_t *codes)
 {
     if (by.scale != by.scale) {
         memset(codes, 0, (size_t)width);
@@ -102,13 +104,13 @@ INLINE void quantize_row(const float *row, int64_t width, RowScale by, int8_t *c
     float inverse = 1.0f / by.scale;
     int64_t f = 0;
     for (; f + LANE_BYTES <= width; f += LANE_BYTES) {
-        i8_lanes bytes = quantized(row + f, inverse, by.zero_point);
+        i8_lanes bytes = quantized(row + f, inverse, by.zero_point, offset);
         memcpy(codes + f, &bytes, sizeof bytes);
     }
     if (f < width) {
         float rest[LANE_BYTES] = {0};
         memcpy(rest, row + f, (size_t)(width - f) * sizeof(float));
-        i8_lanes bytes = quantized(rest, inverse, by.zero_point);
+        i8_lanes bytes = quantized(rest, inverse, by.zero_point, offset);
         memcpy(codes + f, &bytes, (size_t)(width - f));
     }
 }
@@ -123,13 +125,21 @@ typedef struct {
     int64_t stride_y, stride_x, dilation_y, dilation_x, pad_y, pad_x;
 } Window;
 
+/* A panel of a paired weight: its first group, the first of their numbers, and how many. */
+typedef struct {
+    int64_t group, number, count;
+} Span;
+
 typedef struct {
     int from, to;
     const void *x;
     int64_t rows, width, columns; /* of one group */
     int64_t stride;               /* elements from a row of x to the next */
     int64_t groups, out_stride;   /* elements from a row of y to the next */
-    const int8_t *panels;         /* (groups, panels, steps, DOT_STEP) */
+    int form, offset;             /* of the weight (dot.h); what a left operand is raised by */
+    const int8_t *panels;         /* (groups, panels, steps, dot_step) */
+    const Span *spans;            /* DOT_PAIRED: (groups, panels), where they lie instead */
+    const uint16_t *numbers;      /* what the groups of such panels meet */
     const int32_t *column_sums;   /* (groups, columns, padded): of the weight */
     const int32_t *start;         /* the same: bias, less what zero point and offset add; NULL where
                                    * rows have zero points of their own */
@@ -150,18 +160,16 @@ typedef struct {
 INLINE int64_t padded(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 INLINE int64_t job_panels(const Job *job) { return (job->columns + DOT_COLUMNS - 1) / DOT_COLUMNS; }
 
-/* Values from a left row to the next; multiples of 64 bytes, and odd ones, as rows a power of two
- * apart would share a few sets of the cache. */
-INLINE int64_t left_stride(int64_t width)
+/* Bytes from a left row to the next; multiples of 64, and odd ones, as rows a power of two apart
+ * would share a few sets of the cache. */
+INLINE int64_t left_stride(int form, int64_t width)
 {
-    int64_t line = 64 / (int64_t)sizeof(dot_left);
-    return (padded(width + DOT_GROUP, line) / line | 1) * line;
+    return (padded((width + 4) * (dot_left_bytes(form) ? 1 : 2), 64) / 64 | 1) * 64;
 }
 
-INLINE int64_t block_bytes(int64_t rows, int64_t width)
+INLINE int64_t block_bytes(int form, int64_t rows, int64_t width)
 {
-    return rows * (left_stride(width) * (int64_t)sizeof(dot_left) + (int64_t)sizeof(RowScale)) +
-           padded(width + ROW_SLACK, 64) + 64;
+    return rows * (left_stride(form, width) + (int64_t)sizeof(RowScale)) + padded(width, 64) + 64;
 }
 
 /* Where the window of an output place begins. */
@@ -212,11 +220,11 @@ INLINE void gather_patch(const Job *job, const Place *place, int64_t group, int8
 }
 
 /* Rows first .. first + count as left operands. */
-INLINE void fill_block(const Job *job, int64_t first, int64_t count, int64_t group, dot_left *left,
-                       RowScale *scales, int8_t *bytes)
+INLINE void fill_block(int form, const Job *job, int64_t first, int64_t count, int64_t group,
+                       uint8_t *left, RowScale *scales, int8_t *bytes)
 {
-    int64_t stride = left_stride(job->width);
-    for (int64_t i = 0; i < count; i++) {
+    int64_t stride = left_stride(form, job->width);
+    for (int64_t i = 0; i < count; i++, left += stride) {
         const int8_t *row = bytes;
         if (job->from == FROM_INT8)
             row = (const int8_t *)job->x + (first + i) * job->stride;
@@ -227,9 +235,14 @@ INLINE void fill_block(const Job *job, int64_t first, int64_t count, int64_t gro
         } else {
             const float *values = (const float *)job->x + (first + i) * job->stride;
             scales[i] = row_scale(values, job->width);
-            quantize_row(values, job->width, scales[i], bytes);
+            if (dot_left_bytes(form)) {
+                quantize_row(values, job->width, scales[i], dot_offset(form), (int8_t *)left);
+                memset(left + job->width, 0, 3);
+                continue;
+            }
+            quantize_row(values, job->width, scales[i], 0, bytes);
         }
-        dot_left_row(row, job->width, left + i * stride);
+        dot_left_row(form, row, job->width, left);
     }
 }
 
@@ -266,7 +279,7 @@ INLINE void finish_float(const Job *job, const int32_t *sums, int64_t at, const 
         memcpy(&multiplier, job->multiplier + place, sizeof multiplier);
         if (scale) {
             memcpy(&other, job->column_sums + place, sizeof other);
-            sum -= other * (scale->zero_point + DOT_OFFSET);
+            sum -= other * (scale->zero_point + job->offset);
             real = __builtin_convertvector(sum, f32_lanes);
             real = product(real, (f32_lanes){0} + scale->scale);
         } else {
@@ -300,8 +313,8 @@ INLINE void finish_int32(const Job *job, const int32_t *sums, int64_t at, int32_
 }
 
 /* The sums (rows, DOT_COLUMNS) of rows `row`.. and columns `column`.. of a group, to y. */
-INLINE void finish(const Job *job, const int32_t *sums, int rows, int64_t row, int64_t group,
-                   int64_t panel, const RowScale *scales)
+INLINE void finish_sums(const Job *job, const int32_t *sums, int rows, int64_t row, int64_t group,
+                        int64_t panel, const RowScale *scales)
 {
     int64_t column = panel * DOT_COLUMNS, n = job->columns - column;
     int64_t at = group * job_panels(job) * DOT_COLUMNS + column;
@@ -328,46 +341,97 @@ INLINE void finish(const Job *job, const int32_t *sums, int rows, int64_t row, i
 }
 
 #define TILE_CASE(n)                                                                            \
-    case n: dot_tile(n, left, stride, panel, steps, sums); break;
+    case n: dot_tile(form, n, left, stride, panel, numbers, groups, sums); break;
 
-static void any_tile(int rows, const dot_left *left, int64_t stride, const int8_t *panel,
-                     int64_t steps, int32_t *sums)
+INLINE void any_tile(int form, int rows, const uint8_t *left, int64_t stride, const int8_t *panel,
+                     const uint16_t *numbers, int64_t groups, int32_t *sums)
 {
     switch (rows) {
         TILE_CASE(1) TILE_CASE(2) TILE_CASE(3) TILE_CASE(4) TILE_CASE(5) TILE_CASE(6)
-#if DOT_EIGHT_ROWS
+#if DOT_VNNI
         TILE_CASE(7) TILE_CASE(8)
 #endif
     }
 }
 
-/* Rows and panels of one group; scratch of block_bytes(count, width). */
-static void int8_block(const Job *job, int64_t first, int64_t count, int64_t group,
-                       int64_t first_panel, int64_t last_panel, char *scratch)
+/* Where the groups of a panel lie. */
+INLINE Span span_of(int form, const Job *job, int64_t panel)
 {
-    int64_t stride = left_stride(job->width), steps = (job->width + DOT_GROUP - 1) / DOT_GROUP;
-    dot_left *left = (dot_left *)scratch;
-    RowScale *scales = (RowScale *)(left + count * stride);
-    fill_block(job, first, count, group, left, scales, (int8_t *)(scales + count));
+    int64_t steps = (job->width + dot_group(form) - 1) / dot_group(form);
+    return form == DOT_PAIRED ? job->spans[panel] : (Span){panel * steps, 0, steps};
+}
+
+/* What a block of rows needs for itself, in scratch of block_bytes. */
+typedef struct {
+    uint8_t *left;
+    int64_t stride;
+    RowScale *scales;
+    int8_t *bytes;
+} Block;
+
+INLINE Block block_at(int form, const Job *job, int64_t count, char *scratch)
+{
+    int64_t stride = left_stride(form, job->width);
+    RowScale *scales = (RowScale *)(scratch + count * stride);
+    return (Block){(uint8_t *)scratch, stride, scales, (int8_t *)(scales + count)};
+}
+
+INLINE void multiply_block(int form, const Job *job, int64_t first, int64_t count, int64_t group,
+                           int64_t first_panel, int64_t last_panel, const Block *block)
+{
     /* Tiles of about equal height: 8 rows are better served as 4 + 4 than as 6 + 2. */
     int64_t tiles = (count + DOT_ROWS - 1) / DOT_ROWS;
     for (int64_t panel = first_panel; panel < last_panel; panel++) {
-        const int8_t *right = job->panels + (group * job_panels(job) + panel) * steps * DOT_STEP;
+        Span span = span_of(form, job, group * job_panels(job) + panel);
+        const int8_t *right = job->panels + span.group * dot_step(form);
         for (int64_t tile = 0, row = 0; tile < tiles; tile++) {
             int rows = (int)((count - row + tiles - tile - 1) / (tiles - tile));
             int32_t sums[DOT_ROWS * DOT_COLUMNS] __attribute__((aligned(64)));
-            any_tile(rows, left + row * stride, stride, right, steps, sums);
-            finish(job, sums, rows, first + row, group, panel, scales + row);
+            any_tile(form, rows, block->left + row * block->stride, block->stride, right,
+                     job->numbers + span.number, span.count, sums);
+            finish_sums(job, sums, rows, first + row, group, panel, block->scales + row);
             row += rows;
         }
     }
 }
 
+#if DOT_HAS_PAIRED
+#define IN_ITS_FORM(CALL)                                                                       \
+    if (job->form == DOT_PAIRED) {                                                              \
+        CALL(DOT_PAIRED);                                                                       \
+    } else {                                                                                    \
+        CALL(DOT_WHOLE);                                                                        \
+    }
+#else
+#define IN_ITS_FORM(CALL) CALL(DOT_WHOLE);
+#endif
+
+/* Rows first .. first + count as left operands, in scratch of block_bytes(form, count, width). */
+static void int8_fill(const Job *job, int64_t first, int64_t count, int64_t group, char *scratch)
+{
+#define FILL(form)                                                                              \
+    Block block = block_at(form, job, count, scratch);                                          \
+    fill_block(form, job, first, count, group, block.left, block.scales, block.bytes)
+    IN_ITS_FORM(FILL)
+#undef FILL
+}
+
+/* Those rows times some panels of a group. */
+static void int8_multiply(const Job *job, int64_t first, int64_t count, int64_t group,
+                          int64_t first_panel, int64_t last_panel, char *scratch)
+{
+#define MULTIPLY(form)                                                                          \
+    Block block = block_at(form, job, count, scratch);                                          \
+    multiply_block(form, job, first, count, group, first_panel, last_panel, &block)
+    IN_ITS_FORM(MULTIPLY)
+#undef MULTIPLY
+}
+
 /* ---- depthwise: a filter for each channel, lanes over channels ------------------------------ */
 
-#if DOT_GROUP == 2 && defined(__SSE2__)
+#if defined(__SSE2__) && !DOT_VNNI
 #define TAP(w) ((int32_t)(uint16_t)(w)) /* beside it 0, so that pmaddwd multiplies one pair */
-#define TAP_PRODUCT(x, w) dot((i32_lanes){0}, x, w)
+#define TAP_PRODUCT(x, w) dot(DOT_WHOLE, (i32_lanes){0}, x, w)
 #else
 #define TAP(w) ((int32_t)(w))
 #define TAP_PRODUCT(x, w) ((x) * (w))
@@ -422,7 +486,7 @@ INLINE void depthwise_tile(const int8_t *const *tap, int64_t taps, int64_t chann
 
 /* Output places first .. first + count. job: groups 1, columns the channels, width the taps, panels
  * the taps as `pack_taps` lays them out, int32 (taps, padded channels). */
-static void depthwise_block(const Job *job, int64_t first, int64_t count, char *scratch)
+INLINE void depthwise_block(const Job *job, int64_t first, int64_t count, char *scratch)
 {
     const int8_t **tap = (const int8_t **)scratch;
     int64_t taps = job->width, step = padded(job->columns, DOT_COLUMNS);
@@ -435,13 +499,13 @@ static void depthwise_block(const Job *job, int64_t first, int64_t count, char *
             memset(outside, filled, (size_t)step);
         }
         find_taps(job, &place, outside, tap);
-        RowScale scale = {place.scale.scale, filled - DOT_OFFSET}; /* nothing was raised here */
+        RowScale scale = {place.scale.scale, filled};
         for (int64_t panel = 0; panel < step / DOT_COLUMNS; panel++) {
             int32_t sums[DOT_COLUMNS] __attribute__((aligned(64)));
             int64_t channel = panel * DOT_COLUMNS;
             depthwise_tile(tap, taps, channel, job->columns - channel,
                            (const int32_t *)job->panels + channel, step, sums);
-            finish(job, sums, 1, row, 0, panel, &scale);
+            finish_sums(job, sums, 1, row, 0, panel, &scale);
         }
     }
 }

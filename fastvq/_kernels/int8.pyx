@@ -1,22 +1,26 @@
 """Products of 8-bit integers: dense layers and convolutions; see int8.h and dot.h."""
 
 from cython.parallel cimport prange, threadid
-from libc.stdint cimport int8_t, int32_t, int64_t
+from libc.stdint cimport int8_t, int32_t, int64_t, uint16_t
 from libc.string cimport memset
 
 from fastvq._kernels.call cimport Call, entry
 
 cdef extern from "int8.h" nogil:
     enum:
-        DOT_GROUP
-        DOT_OFFSET
+        DOT_WHOLE
+        DOT_PAIRED
         DOT_ROWS
         DOT_COLUMNS
-        DOT_STEP
         TO_FLOAT
+    int dot_group(int form)
+    int dot_step(int form)
+    int dot_offset(int form)
     ctypedef struct RowScale:
         float scale
         int32_t zero_point
+    ctypedef struct Span:
+        int64_t group, number, count
     ctypedef struct Window:
         int64_t height, width, channels, out_height, out_width, kernel_height, kernel_width
         int64_t stride_y, stride_x, dilation_y, dilation_x, pad_y, pad_x
@@ -25,7 +29,10 @@ cdef extern from "int8.h" nogil:
         int to
         const void *x
         int64_t rows, width, columns, stride, groups, out_stride
+        int form, offset
         const int8_t *panels
+        const Span *spans
+        const uint16_t *numbers
         const int32_t *column_sums
         const int32_t *start
         const float *multiplier
@@ -39,10 +46,11 @@ cdef extern from "int8.h" nogil:
         Window window
         void *y
     int64_t job_panels(const Job *)
-    int64_t block_bytes(int64_t rows, int64_t width)
-    void int8_block(const Job *, int64_t, int64_t, int64_t, int64_t, int64_t, char *)
+    int64_t block_bytes(int form, int64_t rows, int64_t width)
+    void int8_fill(const Job *, int64_t, int64_t, int64_t, char *)
+    void int8_multiply(const Job *, int64_t, int64_t, int64_t, int64_t, int64_t, char *)
     RowScale row_scale(const float *, int64_t)
-    void quantize_row(const float *, int64_t, RowScale, int8_t *)
+    void quantize_row(const float *, int64_t, RowScale, int, int8_t *)
     int64_t depthwise_bytes(int64_t taps, int64_t channels)
     void depthwise_block(const Job *, int64_t, int64_t, char *)
     int32_t TAP(int8_t)
@@ -55,18 +63,42 @@ cdef enum:
 cdef enum:
     PLACES = 64
 
-# How rows are packed: values of a group, what is added to a left operand, columns of a panel.
-GROUP, OFFSET, COLUMNS = DOT_GROUP, DOT_OFFSET, DOT_COLUMNS
+cdef extern from *:
+    """
+    #if DOT_HAS_PAIRED
+    enum { HAS_PAIRED = 1 };
+    #else
+    enum { HAS_PAIRED = 0 };
+    #endif
+    """
+    enum:
+        HAS_PAIRED
+
+# Columns of a panel, the forms of a weight, and whether this level has the second.
+COLUMNS, WHOLE, PAIRED, CAN_PAIR = DOT_COLUMNS, DOT_WHOLE, DOT_PAIRED, bool(HAS_PAIRED)
 
 
-cdef int64_t rows_of_block(int64_t rows, int64_t width) noexcept nogil:
-    cdef int64_t most = BLOCK_BYTES // block_bytes(1, width) // DOT_ROWS * DOT_ROWS
+def group(int form):
+    """Values of a group."""
+    return dot_group(form)
+
+
+def offset(int form):
+    """What is added to a left operand."""
+    return dot_offset(form)
+
+
+cdef int64_t rows_of_block(int form, int64_t rows, int64_t width) noexcept nogil:
+    cdef int64_t most = BLOCK_BYTES // block_bytes(form, 1, width) // DOT_ROWS * DOT_ROWS
     return max(1, min(rows, max(most, <int64_t> DOT_ROWS)))
 
 
-def scratch_bytes(int64_t rows, int64_t width):
+def scratch_bytes(int form, int64_t rows, int64_t width):
     """What a thread needs for itself."""
-    return (block_bytes(rows_of_block(rows, width), width) + 63) // 64 * 64
+    return (block_bytes(form, rows_of_block(form, rows, width), width) + 63) // 64 * 64
+
+
+# ---- packing -------------------------------------------------------------------------------------
 
 
 cdef void pack_weight(
@@ -74,15 +106,15 @@ cdef void pack_weight(
     int32_t *sums,
 ) noexcept nogil:
     """weight IN, rows n_step and values k_step apart; panels OUT; sums OUT (n,), of each row."""
-    cdef int64_t steps = (k + DOT_GROUP - 1) // DOT_GROUP, j, f
+    cdef int64_t size = dot_group(DOT_WHOLE), steps = (k + size - 1) // size, j, f
     cdef int8_t *panel
     cdef int32_t total
-    memset(panels, 0, (n + DOT_COLUMNS - 1) // DOT_COLUMNS * steps * DOT_STEP)
+    memset(panels, 0, (n + DOT_COLUMNS - 1) // DOT_COLUMNS * steps * dot_step(DOT_WHOLE))
     for j in range(n):
-        panel = panels + (j // DOT_COLUMNS * steps * DOT_COLUMNS + j % DOT_COLUMNS) * DOT_GROUP
+        panel = panels + (j // DOT_COLUMNS * steps * DOT_COLUMNS + j % DOT_COLUMNS) * size
         total = 0
         for f in range(k):
-            panel[f // DOT_GROUP * DOT_STEP + f % DOT_GROUP] = weight[j * n_step + f * k_step]
+            panel[f // size * size * DOT_COLUMNS + f % size] = weight[j * n_step + f * k_step]
             total += weight[j * n_step + f * k_step]
         sums[j] = total
 
@@ -90,12 +122,66 @@ cdef void pack_weight(
 def pack(const int8_t[:, :] weight, int8_t[::1] panels, int32_t[::1] column_sums):
     """The weight as the tile reads it, and the sum of each of its rows.
 
-    weight IN (n, k); panels OUT (ceil(n / COLUMNS) * ceil(k / GROUP) * GROUP * COLUMNS);
+    weight IN (n, k); panels OUT (ceil(n / COLUMNS) * ceil(k / group) * group * COLUMNS);
     column_sums OUT (n,).
     """
     with nogil:
         pack_weight(&weight[0, 0], weight.shape[0], weight.shape[1], weight.strides[0],
                     weight.strides[1], &panels[0], &column_sums[0])
+
+
+cdef inline bint is_too_large(int32_t a, int32_t b) noexcept nogil:
+    """Whether 255 * a + 255 * b could leave 16 bits; where signs differ it cannot."""
+    return a + b > 128 or a + b < -128
+
+
+def mark_pairs(const int8_t[:, ::1] weight, char[:, ::1] split):
+    """Where pairs of neighbours are too large for one group of a paired weight.
+
+    weight IN (n, k); split OUT (ceil(n / COLUMNS), ceil(k / 4)): whether a group of four of any of
+    a panel's columns has such a pair.
+    """
+    cdef int64_t j, f, k = weight.shape[1]
+    cdef char[::1] marks
+    split[:, :] = 0
+    for j in range(weight.shape[0]):
+        marks = split[j // DOT_COLUMNS]
+        for f in range(0, k - 1, 2):
+            if is_too_large(weight[j, f], weight[j, f + 1]):
+                marks[f // 4] = 1
+
+
+def pack_paired(
+    const int8_t[:, ::1] weight, const int64_t[:, ::1] spans, const uint16_t[::1] numbers,
+    int8_t[::1] panels, int32_t[::1] column_sums,
+):
+    """A weight whose groups are listed: where a number comes twice, pairs are split between both.
+
+    weight IN (n, k); spans IN (panels, 3), numbers IN: as in struct Job; panels OUT, whole, all
+    zero before; column_sums OUT (n,).
+    """
+    cdef int64_t j, g, f, k = weight.shape[1], number, i
+    cdef int8_t *at
+    cdef int8_t value
+    cdef const int64_t *span
+    cdef int32_t total
+    for j in range(weight.shape[0]):
+        span = &spans[j // DOT_COLUMNS, 0]
+        total = 0
+        for g in range(span[2]):
+            number = numbers[span[1] + g]
+            at = &panels[(span[0] + g) * 4 * DOT_COLUMNS + j % DOT_COLUMNS * 4]
+            if g and numbers[span[1] + g - 1] == number:
+                continue  # filled by the one before
+            for i in range(min(<int64_t> 4, k - 4 * number)):
+                f = 4 * number + i
+                value = weight[j, f]
+                total += value
+                if i % 2 and is_too_large(weight[j, f - 1], value):
+                    at[4 * DOT_COLUMNS + i] = value
+                else:
+                    at[i] = value
+        column_sums[j] = total
 
 
 def depthwise_scratch(int64_t taps, int64_t channels):
@@ -119,15 +205,17 @@ cdef void one_task(
     cdef int64_t chunk = task % chunks, block = task // chunks % blocks
     cdef int64_t group = task // (chunks * blocks), panels = job_panels(job)
     cdef int64_t first = block * per_block
-    int8_block(job, first, min(per_block, job.rows - first), group,
-               panels * chunk // chunks, panels * (chunk + 1) // chunks, scratch)
+    cdef int64_t count = min(per_block, job.rows - first)
+    int8_fill(job, first, count, group, scratch)
+    int8_multiply(job, first, count, group, panels * chunk // chunks,
+                  panels * (chunk + 1) // chunks, scratch)
 
 
 cdef void run_job(const Job *job, int threads, char *scratch) noexcept nogil:
     """Tasks of any order: none shares an output with another."""
-    cdef int64_t per_block = rows_of_block(job.rows, job.width)
+    cdef int64_t per_block = rows_of_block(job.form, job.rows, job.width)
     cdef int64_t blocks, chunks = 1, task
-    cdef int64_t room = (block_bytes(per_block, job.width) + 63) // 64 * 64
+    cdef int64_t room = (block_bytes(job.form, per_block, job.width) + 63) // 64 * 64
     # Smaller blocks where threads would be idle; then panels are shared out, and packing repeated.
     while threads > 1 and job.groups * ((job.rows + per_block - 1) // per_block) < 2 * threads \
             and per_block > 2 * DOT_ROWS:
@@ -146,12 +234,16 @@ cdef void run_job(const Job *job, int threads, char *scratch) noexcept nogil:
 cdef void take_job(Job *job, const Call *call) noexcept nogil:
     cdef const int64_t *size = &call.size[0]
     job.x, job.panels = call.operand[0], <const int8_t *> call.operand[1]
-    job.column_sums = <const int32_t *> call.operand[2]
-    job.start = <const int32_t *> call.operand[3]
-    job.multiplier = <const float *> call.operand[4]
-    job.bias = <const float *> call.operand[5]
-    job.table = <const int8_t *> call.operand[6]
-    job.y = call.operand[7]
+    job.spans = <const Span *> call.operand[2]
+    job.numbers = <const uint16_t *> call.operand[3]
+    job.form = DOT_PAIRED if job.spans else DOT_WHOLE
+    job.offset = dot_offset(job.form)
+    job.column_sums = <const int32_t *> call.operand[4]
+    job.start = <const int32_t *> call.operand[5]
+    job.multiplier = <const float *> call.operand[6]
+    job.bias = <const float *> call.operand[7]
+    job.table = <const int8_t *> call.operand[8]
+    job.y = call.operand[9]
     job.input, job.to = <int> size[0], <int> size[1]
     job.rows, job.width, job.columns = size[2], size[3], size[4]
     job.groups, job.stride, job.out_stride = size[5], size[6], size[7]
@@ -164,21 +256,21 @@ cdef void take_window(Job *job, const Call *call) noexcept nogil:
     job.window = Window(
         size[0], size[1], size[2], size[3], size[4], size[5], size[6], size[7], size[8],
         size[9], size[10], size[11], size[12])
-    job.picture_scale = <const float *> call.operand[9]
-    job.picture_zero_point = <const int32_t *> call.operand[10]
+    job.picture_scale = <const float *> call.operand[11]
+    job.picture_zero_point = <const int32_t *> call.operand[12]
 
 
 cdef int rows(const Call *call) noexcept nogil:
     """Rows times a weight: int8 to int32, int8 or float32, or float32 by way of int8 to float32.
 
-    operands: x IN (rows, width) int8 or float32; panels, column sums, start, multiplier, bias,
-    table IN as in struct Job; y OUT; scratch (threads, scratch_bytes).
+    operands: x IN (rows, width) int8 or float32; panels, spans and numbers (or NULL), column sums,
+    start, multiplier, bias, table IN as in struct Job; y OUT; scratch (threads, scratch_bytes).
     sizes: from, to, rows, width, columns, groups, stride, out stride, zero point, padding.
     values: low, high.
     """
     cdef Job job
     take_job(&job, call)
-    run_job(&job, call.threads, <char *> call.operand[8])
+    run_job(&job, call.threads, <char *> call.operand[10])
     return 0
 
 
@@ -186,13 +278,13 @@ cdef int patches(const Call *call) noexcept nogil:
     """A convolution of pictures (N, H, W, C) in int8, in groups: `rows` are output places.
 
     As `rows`, and sizes from 10: height, width, channels of x, then of y height and width, of the
-    kernel height and width, strides, dilations, pads at the top and the left. Operands 9, 10: scale
+    kernel height and width, strides, dilations, pads at the top and the left. Operands 11, 12: scale
     float32 and zero point int32 IN of each picture, or NULL.
     """
     cdef Job job
     take_job(&job, call)
     take_window(&job, call)
-    run_job(&job, call.threads, <char *> call.operand[8])
+    run_job(&job, call.threads, <char *> call.operand[10])
     return 0
 
 
@@ -203,9 +295,10 @@ cdef int depthwise(const Call *call) noexcept nogil:
     """
     cdef Job job
     cdef int64_t block, room
-    cdef char *scratch = <char *> call.operand[8]
+    cdef char *scratch = <char *> call.operand[10]
     take_job(&job, call)
     take_window(&job, call)
+    job.offset = 0  # taps are no left operands
     room = (depthwise_bytes(job.width, job.columns) + 63) // 64 * 64
     for block in prange((job.rows + PLACES - 1) // PLACES, num_threads=call.threads,
                         schedule="dynamic"):
@@ -228,38 +321,38 @@ cdef void one_product(const Call *call, int64_t number, char *scratch) noexcept 
     memset(start, 0, n_padded * sizeof(int32_t))
     pack_weight(b, n, k, size[10], size[11], panels, start)
     for j in range(n):
-        start[j] *= -<int32_t> (size[12] + DOT_OFFSET)
+        start[j] *= -<int32_t> (size[12] + job.offset)
     job.x = <const int8_t *> call.operand[0] + call_places(call, number)[0] * job.rows * k
     job.panels, job.start = panels, start
-    job.y = <char *> call.operand[7] + number * job.rows * n * item
+    job.y = <char *> call.operand[9] + number * job.rows * n * item
     run_job(&job, 1, scratch + product_bytes(n, k))
 
 
 cdef const int64_t *call_places(const Call *call, int64_t number) noexcept nogil:
-    """Which matrix of a and which of b: operand 9, (batch, 2)."""
-    return <const int64_t *> call.operand[9] + 2 * number
+    """Which matrix of a and which of b: operand 11, (batch, 2)."""
+    return <const int64_t *> call.operand[11] + 2 * number
 
 
 cdef int64_t product_bytes(int64_t n, int64_t k) noexcept nogil:
     cdef int64_t columns = (n + DOT_COLUMNS - 1) // DOT_COLUMNS * DOT_COLUMNS
-    return (columns * (4 + (k + DOT_GROUP) // DOT_GROUP * DOT_GROUP) + 127) // 64 * 64
+    return (columns * (4 + (k + 4) // 4 * 4) + 127) // 64 * 64
 
 
 def matmul_scratch(int64_t rows, int64_t n, int64_t k):
     """What a thread needs for itself."""
-    return product_bytes(n, k) + scratch_bytes(rows, k)
+    return product_bytes(n, k) + scratch_bytes(DOT_WHOLE, rows, k)
 
 
 cdef int matmul(const Call *call) noexcept nogil:
     """Products of pairs of int8 matrices, a (rows, k) and b, which lies as (k, n) or (n, k).
 
-    operands: as `rows`, b in place of panels; operand 9 IN int64 (batch, 2): number of a and of b.
+    operands: as `rows`, b in place of panels; operand 11 IN int64 (batch, 2): number of a and of b.
     sizes: as `rows`; from 10: steps of b from a column to the next and along k, zero point of a,
     the batch, scratch of a thread.
     """
     cdef int64_t number
     for number in prange(call.size[13], num_threads=call.threads, schedule="dynamic"):
-        one_product(call, number, <char *> call.operand[8] + threadid() * call.size[14])
+        one_product(call, number, <char *> call.operand[10] + threadid() * call.size[14])
     return 0
 
 
@@ -267,7 +360,7 @@ cdef void quantize_one(
     const float *x, int64_t width, int8_t *codes, float *scale, int32_t *zero_point,
 ) noexcept nogil:
     cdef RowScale by = row_scale(x, width)
-    quantize_row(x, width, by, codes)
+    quantize_row(x, width, by, 0, codes)
     scale[0], zero_point[0] = by.scale, by.zero_point
 
 

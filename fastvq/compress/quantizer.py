@@ -528,7 +528,8 @@ class _Fitting:
                 if self.written.stored[name] not in self.written.graph.constants:
                     continue  # made of another constant when the model starts
                 raise ValueError("this model was not made by this quantizer")
-            if isinstance(stored, Raw) and stored.values.dtype == np.int8:
+            affine = isinstance(encoded, int8.Affine)
+            if affine and isinstance(stored, Raw) and stored.values.dtype == np.int8:
                 affine = int8.Affine(stored.values, encoded.scales)
                 constants[name] = Raw(np.array(affine.decode()))
         graph = Graph(self.graph.nodes, self.graph.inputs, self.graph.outputs, constants)

@@ -208,13 +208,13 @@ def _product(
     ]
     threads = thread_count(n_threads, m * n * k // 4)
     step = max(64, CALL_WORK // (n * k))
-    size = load("int8").scratch_bytes(min(m, step), k)
+    size = load("int8").scratch_bytes(packed.form, min(m, step), k)
     scratch = aligned((threads, size), np.dtype(np.uint8))
     table = None if table is None else np.ascontiguousarray(table)
     for first in range(0, m, step):
         rows = X[first : first + step]
         operands = [
-            rows, packed.panels, packed.column_sums, start, *columns, table, y[first:], scratch
+            rows, *packed.operands, packed.column_sums, start, *columns, table, y[first:], scratch
         ]  # fmt: skip
         sizes = [_FROM[X.dtype.name], _TO[dtype], len(rows), k, n, 1, X.strides[0] // X.itemsize, n]
         _run("rows", operands, [*sizes, out_zero_point, 0], bounds, threads)

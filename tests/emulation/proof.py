@@ -61,6 +61,7 @@ def print_integers():
         for threads in [1, *THREADS]:
             results = [
                 kernels.gemm_int8(X, weight, zero_point=-3, n_threads=threads),
+                kernels.gemm_int8(X, weight // 2, zero_point=5, n_threads=threads),
                 kernels.gemm_int8(X, weight, multiplier=scale / 999, n_threads=threads),
                 kernels.gemm_dynamic(real, weight, scale, bias=scale, n_threads=threads),
             ]
@@ -111,6 +112,11 @@ def layers():
     for name, gates in (("LSTM", 4), ("GRU", 3), ("RNN", 1)):
         weights = [numbers(2, gates * 13, 9) / 8, numbers(2, gates * 13, 13) / 8]
         yield name, name, (6, 9), weights, {"direction": "bidirectional"}
+        if name != "RNN":
+            rows = [(64 * w).reshape(-1, w.shape[-1]).astype(np.int8) for w in weights]
+            scales = [np.abs(numbers(2 * gates * 13)) / 64] * 2
+            both = {"direction": "bidirectional"}
+            yield f"{name}-int8", f"Dynamic{name}", (6, 9), [*rows, *scales], both
     yield "matmul", "MatMul", (13, 45), [numbers(45, 21)], {}
     for metric in ("squared", "euclidean", "manhattan", "chebyshev"):
         yield f"distances-{metric}", "Distances", (45,), [numbers(37, 45)], {"metric": metric}

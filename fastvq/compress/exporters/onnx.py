@@ -744,15 +744,14 @@ def _layer_norm(export, node, *, axis, epsilon):
 def _recurrent(export, node, operator, inputs, n_gates, **attributes):
     """X, bias pair, lengths and states in ONNX's order; y and the states back in ours."""
     x, weight, recurrent, bias, recurrent_bias, lengths, *states = inputs
-    both = ""
+    both, hidden = "", export.graph.constants[node.inputs[2]].shape[-1]
     if bias or recurrent_bias:
-        D, rows, _ = export.graph.constants[weight].shape
-        zeros = export.constant(np.zeros((D, rows), export.dtype(x)))
+        D = _directions(attributes["direction"])
+        zeros = export.constant(np.zeros((D, n_gates * hidden), export.dtype(x)))
         both = export.add("Concat", bias or zeros, recurrent_bias or zeros, axis=1)
     if lengths:
         lengths = export.made("Cast", [export.read(lengths)], to=TensorProto.INT32)
     swapped = [export.add("Transpose", s, perm=[1, 0, 2]) if s else "" for s in states]
-    hidden = export.graph.constants[recurrent].shape[-1]
     found = export.add(
         operator,
         *[export.add("Transpose", x, perm=[1, 0, 2]), weight, recurrent, both, lengths, *swapped],
@@ -764,6 +763,36 @@ def _recurrent(export, node, operator, inputs, n_gates, **attributes):
     for y, order, name in zip(found, orders, node.outputs, strict=False):
         if name:
             export.add("Transpose", y, perm=order, to=name)
+
+
+def _directions(direction):
+    return 2 if direction == "bidirectional" else 1
+
+
+def _of_rows(export, node, direction):
+    """The float weights that the rows of a layer of integers stand for. ONNX has no such layer:
+    what comes in and the states are not rounded there."""
+    D, real = _directions(direction), []
+    for rows, scale in zip(node.inputs[1:3], node.inputs[3:5], strict=True):
+        y = export.add("DequantizeLinear", rows, scale, axis=0)
+        width = export.graph.constants[rows].shape[-1]
+        real.append(export.add("Reshape", y, export.whole(D, -1, width)))
+    return real
+
+
+@_exports("DynamicLSTM")
+def _dynamic_lstm(export, node, *, direction):
+    x, *_, bias, lengths, h, c = [*node.inputs, *[""] * 4][:9]
+    inputs = [x, *_of_rows(export, node, direction), bias, "", lengths, h, c]
+    _recurrent(export, node, "LSTM", inputs, 4, direction=direction)
+
+
+@_exports("DynamicGRU")
+def _dynamic_gru(export, node, *, direction, linear_before_reset):
+    x, *_, bias, recurrent_bias, lengths, h = [*node.inputs, *[""] * 4][:9]
+    inputs = [x, *_of_rows(export, node, direction), bias, recurrent_bias, lengths, h]
+    attributes = {"direction": direction, "linear_before_reset": int(linear_before_reset)}
+    _recurrent(export, node, "GRU", inputs, 3, **attributes)
 
 
 @_exports("LSTM")
@@ -783,7 +812,7 @@ def _gru(export, node, *, direction, linear_before_reset):
 @_exports("RNN")
 def _rnn(export, node, *, direction, activation):
     x, weight, recurrent, bias, lengths, h = [*node.inputs, *[""] * 3][:6]
-    count = 2 if direction == "bidirectional" else 1
+    count = _directions(direction)
     attributes = {"direction": direction, "activations": [activation.title()] * count}
     _recurrent(export, node, "RNN", [x, weight, recurrent, bias, "", lengths, h], 1, **attributes)
 

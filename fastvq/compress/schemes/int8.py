@@ -66,8 +66,8 @@ class Quantized(NamedTuple):
 def candidates(graph: Graph, activations: str) -> dict[str, Node]:
     """The layers that could be multiplied in integers, by the name of their first output.
 
-    Dense layers and convolutions of one or two dimensions with float32 weights, and, where
-    activations are "static", products of two activations.
+    Dense layers and convolutions of one or two dimensions, LSTM and GRU with float32 weights, and,
+    where activations are "static", products of two activations.
     """
     forms = forms_of(graph, 96)
     found = {}
@@ -75,8 +75,12 @@ def candidates(graph: Graph, activations: str) -> dict[str, Node]:
         x = forms.get(node.inputs[0]) if node.inputs else None
         if x is not None and x.dtype != np.float32:
             continue
-        if (node.operator in ("Dense", "Conv") and _is_plain(graph, node, forms)) or (
-            activations == "static" and node.operator == "MatMul" and _is_attention(graph, node)
+        if (
+            (node.operator in ("Dense", "Conv") and _is_plain(graph, node, forms))
+            or (node.operator in ("LSTM", "GRU") and _is_constant(graph, node))
+            or (
+                activations == "static" and node.operator == "MatMul" and _is_attention(graph, node)
+            )
         ):
             found[node.outputs[0]] = node
     return found
@@ -94,7 +98,24 @@ def _is_plain(graph, node, forms):
     return width <= _WIDEST // 2 and np.isfinite(weight.decode()).all()
 
 
-def _is_attention(graph, node):
+def _is_constant(graph, node, forms):
+    """Whether all but the sequence that an LSTM or GRU reads is known."""
+    known = [graph.constants.get(name) for name in node.inputs[1:] if name]
+    return node.inputs[0] not in graph.constants and all(
+        isinstance(c, Raw) and c.dtype == np.float32 and np.isfinite(c.decode()).all()
+        for c in known
+    )
+
+
+def _recurrent_of(graph, integer):
+    return {
+        node.outputs[0]
+        for node in graph.nodes
+        if node.operator in _RECURRENT and node.outputs[0] in integer
+    }
+
+
+def _is_attention(graph, node, forms):
     return not (
         node.attributes.get("transpose_a", False)
         or any(name in graph.constants for name in node.inputs)
@@ -142,7 +163,9 @@ class _Writing(Rewriting):
 
     def __init__(self, graph, integer, stored=(), granularity="channel", means=None):
         super().__init__(graph)
-        self._graph, self._integer, self._alone = graph, set(integer), set(stored)
+        self._recurrent = _recurrent_of(graph, integer)
+        self._integer = set(integer) - self._recurrent
+        self._graph, self._alone = graph, set(stored)
         self._granularity, self._means = granularity, means or {}
         self._weights: dict[str, Affine] = {}
         self._stored: dict[str, str] = {}
@@ -184,7 +207,15 @@ class _Writing(Rewriting):
         return stored, values, scales, bias
 
     def pass_on(self, node):
-        """A node that stays as it is, but for weights that are stored as int8."""
+        """A node that stays as it is, but for weights that are stored as int8, and for what an LSTM
+        or GRU of integers, which reads and gives floats, does inside."""
+        if node.outputs[0] in self._recurrent:
+            x, *matrices = node.inputs[:3]
+            (weight, scale), (recurrent, recurrent_scale) = map(self._rows_of, matrices)
+            inputs = [x, weight, recurrent, scale, recurrent_scale, *node.inputs[3:]]
+            operator = f"Dynamic{node.operator}"
+            self.add(operator, inputs, node.outputs, node.attributes, node.name)
+            return
         for place in operators()[node.operator].weights:
             name = node.inputs[place] if place < len(node.inputs) else ""
             if name in self._alone:
@@ -226,6 +257,14 @@ class _Writing(Rewriting):
         back = decoded.T if again == "Transpose" else decoded.reshape(weight.shape)
         self._weights[name] = Raw(np.ascontiguousarray(back))
         self._stored[name] = made
+
+    def _rows_of(self, name):
+        """Names of the rows of a weight (D, G·H, C) as int8, and of their scales."""
+        weight = self._graph.constants[name].decode()
+        values, scales = rounded_rows(weight.reshape(-1, weight.shape[-1]))
+        self._stored[name] = self.constant(name, values)
+        self._weights[name] = Raw(_affine(values, scales).decode().reshape(weight.shape))
+        return self._stored[name], self.constant(f"{name} scales", scales)
 
     def _embedding(self, node, name, table):
         """Rows of int8 are gathered, and then multiplied by theirs, gathered too."""
@@ -333,7 +372,8 @@ class Static:
     """
 
     def __init__(self, graph, integer: Iterable[str], stored=(), granularity="channel"):
-        self._graph, self._chosen = graph, set(integer)
+        self._recurrent = _recurrent_of(graph, integer)
+        self._graph, self._chosen = graph, set(integer) - self._recurrent
         self._settings = stored, granularity
         self._forms = forms_of(graph, 96)
         self._users = graph.users()
@@ -358,7 +398,8 @@ class Static:
             for leader, seen in groups.items()
         }
         steps = {name: found[leader] for name, leader in self._groups.all() if leader in found}
-        writer = _StaticWriting(self._graph, self._nodes, *self._settings, means, steps)
+        integer = self._nodes | self._recurrent
+        writer = _StaticWriting(self._graph, integer, *self._settings, means, steps)
         return writer.written()
 
     # ---- which nodes work on integers ----------------------------------------------------------

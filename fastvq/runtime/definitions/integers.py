@@ -184,6 +184,14 @@ def quantized_rows(x):
     return q, np.where(finite, scale, np.float32(np.nan)), zero_point
 
 
+def integer_product(x, weight, scale):
+    """Rows x (m, k) of floats, in steps of their own, times int8 rows that stand for themselves ·
+    scale (n,): (float32(Σ (q - zero_point) · w) · row's scale) · scale, each step in float32."""
+    q, row_scale, zero_point = quantized_rows(x)
+    sums = product(q - zero_point[:, None].astype(np.int16), weight.T)
+    return sums.astype(np.float32) * row_scale[:, None] * scale
+
+
 def _bounded(y, activation, alpha, beta):
     return functions.apply(activation, y, alpha, beta)
 
@@ -208,9 +216,7 @@ def dynamic_dense(x, weight, scale, bias=None, *, activation="identity", alpha=0
     float32. Rows are cut into 255 steps from their least to their largest value, zero included:
     y = (float32(Σ (q - zero_point) · w) · row's scale) · scale + bias, each step in float32.
     """
-    q, row_scale, zero_point = quantized_rows(x.reshape(-1, x.shape[-1]))
-    sums = product(q - zero_point[:, None].astype(np.int16), weight.T)
-    y = sums.astype(np.float32) * row_scale[:, None] * scale
+    y = integer_product(x.reshape(-1, x.shape[-1]), weight, scale)
     y = (y if bias is None else y + bias).reshape(*x.shape[:-1], -1)
     return _bounded(y, activation, alpha, beta)
 

@@ -3,6 +3,10 @@
 Sequences are (N, T, C), one direction after the other: direction d of "reverse" and the second of
 "bidirectional" walk from the end. A row n ends after lengths[n] steps: it starts there where it is
 walked from the end, its outputs beyond are 0, and its last state is that of its last step.
+
+Of LSTM and GRU there are two kinds. "DynamicLSTM" and "DynamicGRU" multiply in integers of 8 bits:
+each row of an input and each state is cut into 255 steps as it comes, and the sums become floats
+again, of which gates and states are made (as in Google's "hybrid" layers of TensorFlow Lite).
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ from __future__ import annotations
 import numpy as np
 
 from fastvq.runtime import functions
+from fastvq.runtime.definitions.integers import integer_product
 from fastvq.runtime.definitions.products import row_by_row
 from fastvq.runtime.ops import operator
 
@@ -29,13 +34,20 @@ def lstm(
         c = f · c + i · g,  h = o · tanh(c)
     """
 
+    def multiply(d, h, gates):
+        return row_by_row(h, recurrent[d, gates].T)
+
+    return _lstm(_projection(x, weight, bias), multiply, x, lengths, h0, c0, direction)
+
+
+def _lstm(projection, multiply, x, lengths, h0, c0, direction):
     def step(d, projected, h, c):
-        gates = projected + row_by_row(h, recurrent[d].T)
+        gates = projected + multiply(d, h, slice(None))
         i, o, f, g = np.split(gates, 4, axis=-1)
         c = functions.sigmoid(f) * c + functions.sigmoid(i) * np.tanh(g)
         return functions.sigmoid(o) * np.tanh(c), c
 
-    return _walk(x, weight, bias, lengths, [h0, c0], direction, recurrent.shape[-1], step)
+    return _walk(x, projection, lengths, [h0, c0], direction, 4, step)
 
 
 @operator("GRU", weights=(1, 2), n_outputs=2)
@@ -52,22 +64,24 @@ def gru(
         g = tanh(W x + b + R (r · h) + b'), or tanh(W x + b + r · (R h + b')), the linear first
         h = (1 - z) · g + z · h
     """
-    H = recurrent.shape[-1]
 
+    def multiply(d, h, gates):
+        y = row_by_row(h, recurrent[d, gates].T)
+        return y if recurrent_bias is None else y + recurrent_bias[d, gates]
+
+    projection = _projection(x, weight, bias)
+    return _gru(projection, multiply, x, lengths, h0, direction, linear_before_reset)
+
+
+def _gru(projection, multiply, x, lengths, h0, direction, linear_before_reset):
     def step(d, projected, h):
-        R = recurrent[d]
-        b = np.zeros(3 * H, x.dtype) if recurrent_bias is None else recurrent_bias[d]
-        gates = functions.sigmoid(
-            projected[:, : 2 * H] + (row_by_row(h, R[: 2 * H].T) + b[: 2 * H])
-        )
-        z, r = np.split(gates, 2, axis=-1)
-        if linear_before_reset:
-            inner = r * (row_by_row(h, R[2 * H :].T) + b[2 * H :])
-        else:
-            inner = row_by_row(r * h, R[2 * H :].T) + b[2 * H :]
-        return ((1 - z) * np.tanh(projected[:, 2 * H :] + inner) + z * h,)
+        H = h.shape[-1]
+        both, third = slice(2 * H), slice(2 * H, None)
+        z, r = np.split(functions.sigmoid(projected[:, both] + multiply(d, h, both)), 2, axis=-1)
+        inner = r * multiply(d, h, third) if linear_before_reset else multiply(d, r * h, third)
+        return ((1 - z) * np.tanh(projected[:, third] + inner) + z * h,)
 
-    return _walk(x, weight, bias, lengths, [h0], direction, H, step)
+    return _walk(x, projection, lengths, [h0], direction, 3, step)
 
 
 @operator("RNN", weights=(1, 2), n_outputs=2)
@@ -84,12 +98,24 @@ def rnn(
     def step(d, projected, h):
         return (functions.apply(activation, projected + row_by_row(h, recurrent[d].T)),)
 
-    return _walk(x, weight, bias, lengths, [h0], direction, recurrent.shape[-1], step)
+    return _walk(x, _projection(x, weight, bias), lengths, [h0], direction, 1, step)
 
 
-def _walk(x, weight, bias, lengths, states, direction, H, step):
+def _projection(x, weight, bias):
+    """What each direction's weight makes of all steps, (N, T, gates · H), as a function of it."""
+
+    def projected(d):
+        y = np.matmul(x, weight[d].T)
+        return y if bias is None else y + bias[d]
+
+    return projected
+
+
+def _walk(x, projection, lengths, states, direction, gates, step):
     """All directions of a layer: y, and the last of each state."""
     N, T, _ = x.shape
+    inputs = [projection(d) for d in range(len(DIRECTIONS[direction]))]
+    H = inputs[0].shape[-1] // gates
     backward = DIRECTIONS[direction]
     lengths = np.full(N, T) if lengths is None else np.clip(lengths, 0, T)
     y = np.zeros((N, T, len(backward), H), x.dtype)
@@ -97,9 +123,7 @@ def _walk(x, weight, bias, lengths, states, direction, H, step):
         np.zeros((N, len(backward), H), x.dtype) if s is None else s.astype(x.dtype) for s in states
     ]
     for d, from_the_end in enumerate(backward):
-        projected = np.matmul(x, weight[d].T)
-        if bias is not None:
-            projected = projected + bias[d]
+        projected = inputs[d]
         for t in reversed(range(T)) if from_the_end else range(T):
             rows = np.flatnonzero(t < lengths)
             found = step(d, projected[rows, t], *(s[rows, d] for s in states))
@@ -169,3 +193,106 @@ def _(
         "h0": (h0, "state"),
     }
     return _shapes(x, weight, recurrent, 1, direction, optional, 1)
+
+
+# ---- in integers ------------------------------------------------------------------------------
+
+
+@operator("DynamicLSTM", weights=(1, 2), n_outputs=3)
+def dynamic_lstm(
+    x, weight, recurrent, scale, recurrent_scale, bias=None, lengths=None, h0=None, c0=None, *,
+    direction="forward",
+):  # fmt: skip
+    """LSTM whose matrices are integers: weight (D · 4H, C) and recurrent (D · 4H, H) int8.
+
+    Their rows stand for weight · scale[:, None] and recurrent · recurrent_scale[:, None], scales
+    (D · 4H,) float32. Every row of x and of the state is multiplied as DynamicDense does; all else
+    is as in LSTM.
+    """
+    projection, multiply = _integers(x, weight, recurrent, scale, recurrent_scale, bias, direction)
+    return _lstm(projection, multiply, x, lengths, h0, c0, direction)
+
+
+@operator("DynamicGRU", weights=(1, 2), n_outputs=2)
+def dynamic_gru(
+    x, weight, recurrent, scale, recurrent_scale, bias=None, recurrent_bias=None, lengths=None,
+    h0=None, *, direction="forward", linear_before_reset=False,
+):  # fmt: skip
+    """GRU whose matrices are integers: weight (D · 3H, C), recurrent (D · 3H, H) as DynamicLSTM's.
+
+    Where the third gate reads r · h, this is cut into steps of its own.
+    """
+    projection, multiply = _integers(
+        x, weight, recurrent, scale, recurrent_scale, bias, direction, recurrent_bias
+    )
+    return _gru(projection, multiply, x, lengths, h0, direction, linear_before_reset)
+
+
+def _integers(
+    x, weight, recurrent, scale, recurrent_scale, bias, direction, recurrent_bias=None
+):  # fmt: skip
+    """What stands for the two products of a layer of floats."""
+    D = len(DIRECTIONS[direction])
+    weight, recurrent = (w.reshape(D, -1, w.shape[1]) for w in (weight, recurrent))
+    scale, recurrent_scale = scale.reshape(D, -1), recurrent_scale.reshape(D, -1)
+
+    def projection(d):
+        y = integer_product(x.reshape(-1, x.shape[-1]), weight[d], scale[d])
+        y = y.reshape(*x.shape[:2], -1)
+        return y if bias is None else y + bias[d]
+
+    def multiply(d, h, gates):
+        y = integer_product(h, recurrent[d, gates], recurrent_scale[d, gates])
+        return y if recurrent_bias is None else y + recurrent_bias[d, gates]
+
+    return projection, multiply
+
+
+def _integer_shapes(
+    x, weight, recurrent, scales, n_gates, direction, optional, n_states
+):  # fmt: skip
+    """The rule of both: that of floats, for weights which lie in rows."""
+    for name, form in {"weight": weight, "recurrent": recurrent}.items():
+        if form.dtype != np.int8 or len(form.shape) != 2 or form.shape[1] > 1 << 15:
+            raise ValueError(f"{name} must be int8 rows of at most {1 << 15} values")
+    for form in scales:
+        if form.dtype != np.float32 or form.shape != weight.shape[:1]:
+            raise ValueError(f"scales must be float32 of shape {weight.shape[:1]}")
+    D = len(DIRECTIONS.get(direction, "?"))
+    if x.dtype != np.float32 or weight.shape[0] % D or recurrent.shape[0] % D:
+        raise ValueError(f"x must be float32, and weights have rows for {D} directions")
+    as_floats = [
+        form._replace(shape=(D, form.shape[0] // D, form.shape[1]), dtype=x.dtype)
+        for form in (weight, recurrent)
+    ]
+    return _shapes(x, *as_floats, n_gates, direction, optional, n_states)
+
+
+@dynamic_lstm.shape
+def _(
+    x, weight, recurrent, scale, recurrent_scale, bias=None, lengths=None, h0=None, c0=None, *,
+    direction,
+):  # fmt: skip
+    optional = {
+        "bias": (bias, "bias"),
+        "lengths": (lengths, "lengths"),
+        "h0": (h0, "state"),
+        "c0": (c0, "state"),
+    }
+    scales = scale, recurrent_scale
+    return _integer_shapes(x, weight, recurrent, scales, 4, direction, optional, 2)
+
+
+@dynamic_gru.shape
+def _(
+    x, weight, recurrent, scale, recurrent_scale, bias=None, recurrent_bias=None, lengths=None,
+    h0=None, *, direction, **_,
+):  # fmt: skip
+    optional = {
+        "bias": (bias, "bias"),
+        "recurrent_bias": (recurrent_bias, "bias"),
+        "lengths": (lengths, "lengths"),
+        "h0": (h0, "state"),
+    }
+    scales = scale, recurrent_scale
+    return _integer_shapes(x, weight, recurrent, scales, 3, direction, optional, 1)

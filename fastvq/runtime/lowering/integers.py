@@ -6,10 +6,9 @@ import math
 
 import numpy as np
 
-from fastvq import _kernels
 from fastvq._dots import Packed
 from fastvq.runtime.definitions.integers import window
-from fastvq.runtime.registry import KernelCall, lowering
+from fastvq.runtime.registry import KernelCall, lowering, module
 
 # As in _kernels/int8.h.
 _FROM_INT8, _FROM_FLOAT, _FROM_PATCHES = range(3)
@@ -43,7 +42,7 @@ class _Layer:
         self.start = None if zero_point is None else packed.start(zero_point, bias)
         bias = None if bias is None or zero_point is not None else bias
         self.operands = [
-            packed.panels,
+            *packed.operands,
             packed.column_sums,
             self.start,
             packed.per_column(multiplier, np.float32),
@@ -56,7 +55,7 @@ class _Depthwise:
     """The same for a filter a channel: taps in rows, nothing raised by an offset."""
 
     def __init__(self, weight, zero_point, multiplier, bias, table):
-        kernel = _kernels.load("int8")
+        kernel = module("int8")
         channels = len(weight)
         taps = weight.reshape(channels, -1)
         room = -(-channels // kernel.COLUMNS) * kernel.COLUMNS
@@ -75,7 +74,7 @@ class _Depthwise:
             start = per_channel(total.astype(np.uint32).view(np.int32), np.int32)
             bias = None
         self.operands = [
-            packed,
+            *(packed, None, None),
             per_channel(sums, np.int32),
             start,
             per_channel(multiplier, np.float32),
@@ -129,11 +128,11 @@ def dense(node, inputs, outputs, plan):
 def _rows_call(node, x, y, layer, plan, sizes, dynamic=False):
     m, k, n = sizes
     threads = _threads(plan, m * n * k, _THREAD_PRODUCTS)
-    scratch = plan.scratch(threads * _kernels.load("int8").scratch_bytes(m, k))
+    size = module("int8").scratch_bytes(layer.packed.form, m, k)
     start = _FROM_FLOAT if dynamic else _FROM_INT8
     return KernelCall(
         "int8.rows",
-        [x, *layer.operands, y, scratch],
+        [x, *layer.operands, y, plan.scratch(threads * size)],
         [start, _TO[y.dtype.name], m, k, n, 1, k, n, node.attributes.get("y_zero_point", 0), 0],
         _bounds_of(node),
         threads,
@@ -165,12 +164,12 @@ def convolution(node, inputs, outputs, plan):
     if not depthwise and not dynamic and _is_dense(x, weight, attributes, groups):
         return [_rows_call(node, x, y, layer, plan, [places, width, columns])]
     threads = _threads(plan, y.size * width, _THREAD_PRODUCTS)
-    kernel = _kernels.load("int8")
+    kernel = module("int8")
     if depthwise:
         columns, groups = weight.shape[0], 1
         size = kernel.depthwise_scratch(width, columns)
     else:
-        size = kernel.scratch_bytes(places, width)
+        size = kernel.scratch_bytes(layer.packed.form, places, width)
     padding = 0 if dynamic else attributes.get("x_zero_point", 0)
     sizes = [_FROM_PATCHES, _TO[y.dtype.name], places, width, columns, groups, 0, weight.shape[0]]
     calls.append(
@@ -240,15 +239,15 @@ def matmul(node, inputs, outputs, plan):
         for t in (a, b)
     ]
     pairs = np.ascontiguousarray(np.stack(pairs, axis=1), np.int64)
-    columns = _kernels.load("int8").COLUMNS
+    columns = module("int8").COLUMNS
     multiplier = np.full(-(-n // columns) * columns, attributes["multiplier"], np.float32)
     threads = min(len(pairs), _threads(plan, len(pairs) * m * n * k, _THREAD_PRODUCTS))
-    room = _kernels.load("int8").matmul_scratch(m, n, k)
+    room = module("int8").matmul_scratch(m, n, k)
     steps = [k, 1] if attributes.get("transpose_b", False) else [1, n]
     return [
         KernelCall(
             "int8.matmul",
-            [a, b, None, None, multiplier, None, None, y, plan.scratch(threads * room), pairs],
+            [a, b, *[None] * 4, multiplier, None, None, y, plan.scratch(threads * room), pairs],
             [
                 *(_FROM_INT8, _TO[y.dtype.name], m, k, n, 1, k, n),
                 *(attributes.get("y_zero_point", 0), 0, *steps),
@@ -334,3 +333,89 @@ def pool(node, inputs, outputs, plan):
             threads,
         )
     ]
+
+
+# As in _kernels/int8_recurrent.h.
+_LSTM, _GRU, _GRU_LINEAR = range(3)
+
+
+@lowering("DynamicLSTM")
+def lstm(node, inputs, outputs, plan):
+    x, weight, recurrent, scale, recurrent_scale, bias, lengths, h0, c0 = _padded(inputs, 9)
+    matrices = weight, recurrent, scale, recurrent_scale, bias, None
+    return _recurrent(node, _LSTM, 4, x, matrices, lengths, (h0, c0), outputs, plan)
+
+
+@lowering("DynamicGRU")
+def gru(node, inputs, outputs, plan):
+    x, *matrices, lengths, h0 = _padded(inputs, 9)
+    layer = _GRU_LINEAR if node.attributes.get("linear_before_reset", False) else _GRU
+    return _recurrent(node, layer, 3, x, matrices, lengths, (h0, None), outputs, plan)
+
+
+class _Gates:
+    """A recurrent weight (D · gates · H, H), each gate a group of its own."""
+
+    def __init__(self, weight, groups, scale, bias):
+        self.packed = packed = Packed(weight.reshape(groups, -1, weight.shape[1]))
+        self.operands = [
+            *packed.operands,
+            packed.column_sums,
+            packed.per_column(scale, np.float32),
+            None if bias is None else packed.per_column(bias, np.float32),
+        ]
+
+
+def _recurrent(node, layer, gates, x, matrices, lengths, states, outputs, plan):
+    """All inputs projected as by a dense layer, and the walk through the steps."""
+    weight, recurrent, scale, recurrent_scale, bias, recurrent_bias = matrices
+    if not _known(*matrices) or 0 in (*x.shape, *weight.shape, *recurrent.shape):
+        return None
+    if lengths is not None and lengths.dtype not in (np.int32, np.int64):
+        return None
+    if any(t is not None and t.dtype != np.float32 for t in states):
+        return None
+    (n, t, k), (rows, units) = x.shape, recurrent.shape
+    directions = rows // (gates * units)
+    projection = plan.packed(
+        weight,
+        f"int8 for {node.name}",
+        lambda w: _Layer(w.value, 1, None, _value(scale), _value(bias), None),
+    )
+    of_state = plan.packed(
+        recurrent,
+        f"int8 gates for {node.name}",
+        lambda w: _Gates(
+            w.value, directions * gates, _value(recurrent_scale), _value(recurrent_bias)
+        ),
+    )
+    kernel, projected = module("int8"), plan.scratch(4 * n * t * rows)
+    threads = _threads(plan, n * t * k * rows, _THREAD_PRODUCTS)
+    size = kernel.scratch_bytes(projection.packed.form, n * t, k)
+    project = KernelCall(
+        "int8.rows",
+        [x, *projection.operands, projected, plan.scratch(threads * size)],
+        [_FROM_FLOAT, _TO["float32"], n * t, k, rows, 1, k, rows, 0, 0],
+        [-math.inf, math.inf],
+        threads,
+    )
+    kernel = module("int8_recurrent")
+    threads = _threads(plan, n * t * units * rows, _THREAD_PRODUCTS)
+    block = min(kernel.block_rows, max(1, -(-n * directions // threads)))
+    tasks = directions * -(-n // block)
+    room = kernel.recur_scratch(of_state.packed.form, block, units, gates)
+    y, h, c = _padded(outputs, 3)
+    backward = node.attributes.get("direction", "forward") == "reverse"
+    recur = KernelCall(
+        "int8_recurrent.recur",
+        [
+            *(projected, *of_state.operands, lengths, *states),
+            *(y, h, c if layer == _LSTM else None, plan.scratch(tasks * room)),
+        ],
+        [
+            *(layer, n, t, units, directions, gates, int(backward), block),
+            *(int(lengths is not None and lengths.dtype == np.int64), room),
+        ],
+        threads=min(threads, tasks),
+    )
+    return [project, recur]
