@@ -73,6 +73,17 @@ def active_level():
 
 def load(kernel):
     """The module of a kernel, from the active level: `load("assign")`."""
+    module = _LOADED.get((_ACTIVE, kernel))
+    if module is None:
+        module = _LOADED[_ACTIVE, kernel] = _load(kernel)
+    return module
+
+
+# A look here takes a tenth of a microsecond, import_module several, and some calls no more.
+_LOADED: dict = {}
+
+
+def _load(kernel):
     if _ACTIVE == "numpy":
         raise ImportError(
             "quantizers and fastvq.kernels need compiled kernels, and there are none: "

@@ -1,9 +1,10 @@
 """Programs: lists of kernel calls, run one after the other in one call without the GIL."""
 
-from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_STRIDES, PyBuffer_Release, PyObject_GetBuffer
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.stdint cimport uintptr_t
 from libc.stdlib cimport calloc, free
+from libc.string cimport memset
 
 from fastvq._kernels.call cimport (
     CALL_OPERANDS, CALL_SIZES, CALL_VALUES, KERNEL_CAPSULE, Call, Kernel,
@@ -109,3 +110,30 @@ cdef class Program:
         if answer:
             return number, answer
         return -1, 0
+
+
+def run_once(capsule, operands, sizes, values, int threads):
+    """One call of a kernel on arrays, strided ones by their first value, or None: its answer.
+
+    For calls of a few microseconds: nothing is kept, and no array is asked for its address.
+    """
+    cdef Kernel kernel = <Kernel> PyCapsule_GetPointer(capsule, KERNEL_CAPSULE)
+    cdef Call call
+    cdef Py_buffer view
+    cdef int answer
+    if len(operands) > CALL_OPERANDS or len(sizes) > CALL_SIZES or len(values) > CALL_VALUES:
+        raise ValueError("a call with more operands, sizes or values than there is room for")
+    memset(&call, 0, sizeof(Call))
+    call.threads = threads
+    for i, array in enumerate(operands):
+        if array is not None:
+            PyObject_GetBuffer(array, &view, PyBUF_STRIDES)
+            call.operand[i] = view.buf
+            PyBuffer_Release(&view)  # the caller holds the arrays until this returns
+    for i, size in enumerate(sizes):
+        call.size[i] = size
+    for i, value in enumerate(values):
+        call.value[i] = value
+    with nogil:
+        answer = kernel(&call)
+    return answer

@@ -4,12 +4,15 @@ import numpy as np
 
 from fastvq._dots import Packed, check_sums
 from fastvq._kernels import load
-from fastvq._kernels._program import Program
-from fastvq.kernels._call import CALL_WORK, aligned, thread_count
+from fastvq._kernels._program import run_once
+from fastvq.kernels._call import CALL_WORK, thread_count
 
-_FROM = {"int8": 0, "float32": 1}
+# By dtypes and not their names, which take NumPy a microsecond to tell.
+_INT8, _FLOAT32 = np.dtype(np.int8), np.dtype(np.float32)
+_FROM = {_INT8: 0, _FLOAT32: 1}
+_DTYPES = {"int32": np.dtype(np.int32), "int8": _INT8, "float32": _FLOAT32}
 _TO = {"int32": 0, "int8": 1, "float32": 2}
-_INT8 = (-128, 127)
+_ENDS = {"int32": (0, 0), "int8": (-128, 127), "float32": (-np.inf, np.inf)}
 
 
 class Int8Weight:
@@ -106,7 +109,7 @@ def gemm_int8(
            [  0,   1]], dtype=int8)
     """
     weight = weight if isinstance(weight, Int8Weight) else Int8Weight(weight)
-    X = _rows(X, weight, np.int8)
+    X = _rows(X, weight, _INT8)
     dtype = dtype or ("int32" if multiplier is None else "int8")
     _check_result(dtype, multiplier, table, zero_point, out_zero_point)
     if bias is not None:
@@ -115,8 +118,8 @@ def gemm_int8(
             raise ValueError(f"bias must be whole numbers of shape ({weight.shape[0]},)")
         check_sums(weight.values, bias)
     packed = weight.packed
-    bounds = _INT8 if dtype == "int8" else (-np.inf, np.inf)
-    bounds = [b if given is None else given for b, given in zip(bounds, (low, high), strict=True)]
+    least, most = _ENDS[dtype]
+    bounds = least if low is None else low, most if high is None else high
     return _product(
         X, weight, dtype, n_threads, start=packed.start(zero_point, bias), multiplier=multiplier,
         table=table, out_zero_point=out_zero_point, bounds=bounds, out=out,
@@ -150,7 +153,7 @@ def gemm_dynamic(
         NaN in all columns of a row with NaN or infinity.
     """
     weight = weight if isinstance(weight, Int8Weight) else Int8Weight(weight)
-    X = _rows(X, weight, np.float32)
+    X = _rows(X, weight, _FLOAT32)
     return _product(
         X, weight, "float32", n_threads, multiplier=scale, bias=bias, bounds=(low, high), out=out
     )
@@ -178,19 +181,15 @@ def quantize_rows(X, *, n_threads=None):
         NaN for a row with NaN or infinity, whose codes are 0.
     zero_point : ndarray of int32, shape (m,)
     """
-    X = _rows(X, None, np.float32)
+    X = _rows(X, None, _FLOAT32)
     m, k = X.shape
     codes, scale = np.empty((m, k), np.int8), np.empty(m, np.float32)
     zero_point = np.empty(m, np.int32)
     if m:
-        sizes = [m, k, X.strides[0] // 4]
-        _run(
-            "quantize_rows",
-            [X, codes, scale, zero_point],
-            sizes,
-            (),
-            thread_count(n_threads, 8 * X.size),
-        )
+        sizes = m, k, X.strides[0] // 4
+        threads = thread_count(n_threads, 8 * X.size)
+        entry = load("int8").entries["quantize_rows"]
+        run_once(entry, (X, codes, scale, zero_point), sizes, (), threads)
     return codes, scale, zero_point
 
 
@@ -199,8 +198,9 @@ def _product(
     out_zero_point=0, bounds, out=None,
 ):  # fmt: skip
     (m, k), n, packed = X.shape, weight.shape[0], weight.packed
-    y = np.empty((m, n), dtype) if out is None else out
-    if y.shape != (m, n) or y.dtype != dtype or not y.flags.c_contiguous or not y.flags.writeable:
+    y = np.empty((m, n), _DTYPES[dtype]) if out is None else out
+    good = y.shape == (m, n) and y.dtype == _DTYPES[dtype]
+    if not (good and y.flags.c_contiguous and y.flags.writeable):
         raise ValueError(f"out must be contiguous {dtype} of shape {(m, n)}")
     columns = [
         None if values is None else packed.per_column(np.asarray(values, np.float32), np.float32)
@@ -208,40 +208,25 @@ def _product(
     ]
     threads = thread_count(n_threads, m * n * k // 4)
     step = max(64, CALL_WORK // (n * k))
-    size = load("int8").scratch_bytes(packed.form, min(m, step), k)
-    scratch = aligned((threads, size), np.dtype(np.uint8))
+    kernel = load("int8")
+    scratch = np.empty(threads * kernel.scratch_bytes(packed.form, min(m, step), k), np.uint8)
     table = None if table is None else np.ascontiguousarray(table)
     for first in range(0, m, step):
-        rows = X[first : first + step]
-        operands = [
-            rows, *packed.operands, packed.column_sums, start, *columns, table, y[first:], scratch
-        ]  # fmt: skip
-        sizes = [_FROM[X.dtype.name], _TO[dtype], len(rows), k, n, 1, X.strides[0] // X.itemsize, n]
-        _run("rows", operands, [*sizes, out_zero_point, 0], bounds, threads)
+        rows, part = (X, y) if m <= step else (X[first : first + step], y[first:])
+        operands = (
+            rows, *packed.operands, packed.column_sums, start, *columns, table, part, scratch
+        )  # fmt: skip
+        stride = X.strides[0] // X.itemsize
+        sizes = (_FROM[X.dtype], _TO[dtype], len(rows), k, n, 1, stride, n, out_zero_point, 0)
+        run_once(kernel.entries["rows"], operands, sizes, bounds, threads)
     return y
-
-
-def _run(kernel, arrays, sizes, values, threads):
-    # Bound by their buffers where that goes: .ctypes.data takes 3 us each, a small layer 10.
-    operands = [_operand(i, array) for i, array in enumerate(arrays)]
-    program = Program([(load("int8").entries[kernel], operands, sizes, values, threads)])
-    program.bind(arrays)
-    program.run(0, 1)
-
-
-def _operand(i, array):
-    if array is None:
-        return None
-    return -1 - i if array.flags.c_contiguous and array.size else array.ctypes.data
 
 
 def _rows(X, weight, dtype):
     X = np.asarray(X)
     k = "k" if weight is None else weight.shape[1]
     if X.dtype != dtype or X.ndim != 2 or X.shape[1] not in (k, X.shape[1] if k == "k" else k):
-        raise ValueError(
-            f"X must be {np.dtype(dtype)} of shape (m, {k}), got {X.shape} of {X.dtype}"
-        )
+        raise ValueError(f"X must be {dtype} of shape (m, {k}), got {X.shape} of {X.dtype}")
     if (X.shape[1] > 1 and X.strides[1] != X.itemsize) or X.strides[0] % X.itemsize:
         return np.ascontiguousarray(X)
     return X

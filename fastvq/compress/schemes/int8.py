@@ -75,13 +75,14 @@ def candidates(graph: Graph, activations: str) -> dict[str, Node]:
         x = forms.get(node.inputs[0]) if node.inputs else None
         if x is not None and x.dtype != np.float32:
             continue
-        if (
-            (node.operator in ("Dense", "Conv") and _is_plain(graph, node, forms))
-            or (node.operator in ("LSTM", "GRU") and _is_constant(graph, node))
-            or (
-                activations == "static" and node.operator == "MatMul" and _is_attention(graph, node)
-            )
-        ):
+        able = {
+            "Dense": _is_plain,
+            "Conv": _is_plain,
+            "LSTM": _is_constant,
+            "GRU": _is_constant,
+            "MatMul": _is_attention if activations == "static" else None,
+        }.get(node.operator)
+        if able and able(graph, node, forms):
             found[node.outputs[0]] = node
     return found
 

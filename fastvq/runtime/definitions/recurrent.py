@@ -16,7 +16,7 @@ import numpy as np
 from fastvq.runtime import functions
 from fastvq.runtime.definitions.integers import integer_product
 from fastvq.runtime.definitions.products import row_by_row
-from fastvq.runtime.ops import operator
+from fastvq.runtime.ops import Form, operator
 
 DIRECTIONS = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}
 
@@ -238,7 +238,7 @@ def _integers(
 
     def projection(d):
         y = integer_product(x.reshape(-1, x.shape[-1]), weight[d], scale[d])
-        y = y.reshape(*x.shape[:2], -1)
+        y = y.reshape(*x.shape[:2], y.shape[-1])
         return y if bias is None else y + bias[d]
 
     def multiply(d, h, gates):
@@ -262,8 +262,7 @@ def _integer_shapes(
     if x.dtype != np.float32 or weight.shape[0] % D or recurrent.shape[0] % D:
         raise ValueError(f"x must be float32, and weights have rows for {D} directions")
     as_floats = [
-        form._replace(shape=(D, form.shape[0] // D, form.shape[1]), dtype=x.dtype)
-        for form in (weight, recurrent)
+        Form((D, form.shape[0] // D, form.shape[1]), x.dtype) for form in (weight, recurrent)
     ]
     return _shapes(x, *as_floats, n_gates, direction, optional, n_states)
 
