@@ -24,6 +24,7 @@ TITLES = {
     "errors": "Residual and additive quantizers, errors over five seeds",
     "search": "Search among codes",
     "runtime": "Models in float32, time of a call",
+    "training": "Training",
     "memory": "Peak memory beyond input and output",
     "import": "Import time",
 }
@@ -41,14 +42,20 @@ def main(arguments: list[str]) -> None:
         print_kept(parsed.json, suites)
         return
     environment.restart_with(environment.wanted(options.peers_level), arguments)
-    measured = run(suites, options)
     path = parsed.json or _own_results()
-    if (options.quick or options.only or options.peers_only) and parsed.json is None:
+    in_parts = options.only and all(hasattr(_suite(suite), "merged") for suite in suites)
+    measured = run(suites, options)
+    less = options.quick or options.peers_only or (options.only and not in_parts)
+    if less and parsed.json is None:
         print("A run of less than everything: nothing is kept.")
         return
 
     from bench import report
 
+    if in_parts:
+        kept = report.load(path).get("suites", {})
+        for key, entry in measured.items():
+            entry |= _suite(key.split("@")[0]).merged(entry, kept.get(key, {}))
     report.keep(path, environment.cpu_name(), measured)
     print(f"Kept in {path}.")
 
@@ -142,6 +149,7 @@ def _suite(name: str):
         bench_scalar,
         bench_search,
         bench_seeding,
+        bench_training,
         imports,
         memory,
     )
@@ -162,6 +170,7 @@ def _suite(name: str):
         "errors": bench_errors,
         "search": bench_search,
         "runtime": bench_runtime,
+        "training": bench_training,
         "memory": memory,
         "import": imports,
     }[name]

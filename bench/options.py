@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bench import environment
 
-WORDS = ("clock", "only", "peers-level")
+WORDS = ("clock", "only", "peers-level", "seeds")
 
 SUITES = (
     "assign",
@@ -26,6 +26,7 @@ SUITES = (
     "int8",
     "int8models",
     "runtime",
+    "training",
     "memory",
     "import",
 )
@@ -49,6 +50,8 @@ class Options:
         Part of the names of the cases to be measured; "" for all.
     clock : {"wall", "cpu"}
         "cpu" counts the process's own time, which other processes disturb less; one thread only.
+    seeds : int
+        Of each part of the suite "training".
     """
 
     threads: tuple[int, ...] = (1,)
@@ -57,6 +60,7 @@ class Options:
     peers_level: str = "best"
     only: str = ""
     clock: str = "wall"
+    seeds: int = 5
 
     @property
     def repeats(self) -> int:
@@ -101,6 +105,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--only", default="", metavar="TEXT", help="only cases with this in their name; not kept"
     )
+    made.add_argument("--seeds", type=int, help="of the suite training (5; in a quick run 1)")
     made.add_argument("--peers-only", action="store_true", help="leave fastvq out")
     made.add_argument(
         "--peers-level",
@@ -142,4 +147,5 @@ def options_of(parsed: argparse.Namespace) -> Options:
         peers_level=parsed.peers_level,
         only=parsed.only,
         clock=parsed.clock,
+        seeds=parsed.seeds or (1 if parsed.quick else 5),
     )

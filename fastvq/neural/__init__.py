@@ -20,14 +20,17 @@ from fastvq.neural.distill import (
     logit_loss,
     soft_target_loss,
 )
+from fastvq.neural.integers import simulate_exact
 from fastvq.neural.layers import (
     FiniteScalarQuantize,
+    Frozen,
     NotFiniteError,
     ProductVectorQuantize,
     Quantized,
     ResidualVectorQuantize,
     VectorQuantize,
 )
+from fastvq.neural.optim import EightBit, IntegerSGD
 from fastvq.neural.pruning import GradualPruning, group_lasso, l1
 from fastvq.neural.qat import (
     FakeQuantize,
@@ -35,7 +38,6 @@ from fastvq.neural.qat import (
     QATSpec,
     integer_layers,
     prepare_qat,
-    simulate_exact,
 )
 from fastvq.neural.trainer import (
     Diverged,
@@ -51,10 +53,13 @@ __all__ = [
     "Codebook",
     "DistilledClassifier",
     "Diverged",
+    "EightBit",
     "FakeQuantize",
     "FiniteScalarQuantize",
+    "Frozen",
     "GradualPruning",
     "IntegerLayer",
+    "IntegerSGD",
     "NotFiniteError",
     "ProductVectorQuantize",
     "QATSpec",

@@ -207,14 +207,17 @@ class _Autoencoder(TransformerMixin, BaseEstimator):
         return dense(n_features, self.hidden, n_latents, n_out)
 
     def _train(self, network, data, seed, max_epochs=None):
+        max_epochs = as_count(self.max_epochs if max_epochs is None else max_epochs, "max_epochs")
+        n_steps = -(-len(data) // as_count(self.batch_size, "batch_size"))
         trainer = Trainer(
             network,
             lambda module, batch: module.loss(batch),
             optimizer=lambda parameters: torch.optim.Adam(parameters, lr=self.learning_rate),
             scheduler=lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(
-                optimizer, T_max=trained, eta_min=0.01 * self.learning_rate
+                optimizer, T_max=max_epochs * n_steps, eta_min=0.01 * self.learning_rate
             ),
-            max_epochs=(trained := self.max_epochs if max_epochs is None else max_epochs),
+            schedule_by="step",
+            max_epochs=max_epochs,
             batch_size=self.batch_size,
             random_state=seed,
             verbose=self.verbose,

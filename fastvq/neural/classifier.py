@@ -18,7 +18,7 @@ from torch import nn
 
 from fastvq._validation import as_codes, as_count, as_word
 from fastvq.neural.distill import perceptron
-from fastvq.neural.layers import ProductVectorQuantize
+from fastvq.neural.layers import Frozen, ProductVectorQuantize
 from fastvq.neural.trainer import Trainer, as_tensor, classification_loss, threads_of_torch
 from fastvq.vq._base import code_bits, code_dtype, random_state_of
 
@@ -138,7 +138,7 @@ class VQClassifier(ClassifierMixin, BaseEstimator):
             if codebook != "none":
                 network.quantizer = self._fitted_quantizer(network, X)
             if codebook == "frozen":
-                network.quantizer, learning = _Fixed(network.quantizer), network.head
+                network.quantizer, learning = Frozen(network.quantizer), network.head
                 network.encoder.requires_grad_(False)
             history = history + self._train(network, learning, X, labels, seed)
         self.network_, self.classes_, self.history_ = network.eval(), classes, history
@@ -238,27 +238,6 @@ class VQClassifier(ClassifierMixin, BaseEstimator):
         with threads_of_torch(self.n_threads):
             blocks = as_tensor(rows).split(_BLOCK)
             return torch.cat([function(block) for block in blocks]).numpy()
-
-
-class _Fixed(nn.Module):
-    """A quantizer that stays in evaluation, so that nothing moves its codebooks."""
-
-    def __init__(self, quantizer):
-        super().__init__()
-        self.quantizer = quantizer.eval()
-
-    def train(self, mode=True):
-        self.training = mode
-        return self
-
-    def forward(self, x):
-        return self.quantizer(x)
-
-    def encode(self, x):
-        return self.quantizer.encode(x)
-
-    def decode(self, codes):
-        return self.quantizer.decode(codes)
 
 
 class _Network(nn.Module):

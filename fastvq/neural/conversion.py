@@ -1,27 +1,24 @@
 """A network that was trained on grids, as integer layers of the runtime.
 
-The graph that `torch.fx` traces is walked as a chain. A quantized layer becomes one node that gives
-the codes of the next layer's grid: `multiplier` = this layer's worth of a sum / the next scale, and
-a ReLU in between is a lower bound at the code of zero. Maxima of codes are codes of maxima, so that
-pooling follows. Images lie with their channels last, as the runtime has them.
+The rules of `fastvq.neural.integers`, carried out by writing nodes. A quantized layer becomes one
+node that gives the codes of the next layer's grid: `multiplier` = this layer's worth of a sum / the
+next scale, bounds for what a ReLU cuts off. Images lie with their channels last, as the runtime has
+them.
 
 What comes out equals `simulate_exact` bit for bit, on every level and where only NumPy is there.
+Layers without a twin in integers come in through the importer of `fastvq.compress`, in float32;
+there the runtime rounds in another order than PyTorch.
 """
 
-from typing import Any, NamedTuple
+import math
+import warnings
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
+from torch import fx, nn
 
-from fastvq.neural.qat import (
-    NOTHING,
-    POOL,
-    RELU,
-    QuantizedLayer,
-    integer_layers,
-    trace,
-)
+from fastvq.neural.integers import Rules, Traced, each, next_scale, scale_of
 from fastvq.runtime import CompressedModel, Graph, Node, Value
 from fastvq.runtime.encoding import Raw
 
@@ -34,8 +31,10 @@ def convert(model: nn.Module, x: torch.Tensor) -> CompressedModel:
     Parameters
     ----------
     model : Module
-        From `prepare_qat`, trained: a chain of quantized layers (linear and 1-D or 2-D
-        convolutions), with ReLU, maximum pooling, flattening and dropout between them.
+        From `prepare_qat`, trained, and such that `torch.fx` can trace it. Linear layers, 1-D and
+        2-D convolutions, ReLU and other cuts, maxima and means of windows, additions,
+        concatenations, changes of shape and dropout have twins that give the same bits; all else
+        that `fastvq.compress` can import stays in float32, and a warning says so.
     x : Tensor of float32
         A batch as the network takes it; only its shape counts.
 
@@ -48,7 +47,16 @@ def convert(model: nn.Module, x: torch.Tensor) -> CompressedModel:
     Raises
     ------
     NotImplementedError
-        Where something else stands in the chain, or it branches.
+        For a network with several inputs or outputs, and for settings of layers that integers
+        cannot follow: padding that is not zeros, pooling that rounds sizes up.
+    fastvq.compress.UnsupportedModel
+        For a float32 layer that cannot be imported.
+
+    Warns
+    -----
+    UserWarning
+        Where layers stay in float32. Results then agree with `simulate_exact` up to the rounding
+        of these, and where it decides between two codes by a step of theirs.
 
     Examples
     --------
@@ -63,198 +71,236 @@ def convert(model: nn.Module, x: torch.Tensor) -> CompressedModel:
     >>> bool((compressed(x.numpy()) == simulate_exact(quantized, x).numpy()).all())
     True
     """
-    integers = integer_layers(model)
-    chain = _chain(model)
+    traced = Traced(model, x)
+    written = Written(traced)
+    rules = Rules(traced, written)
     with torch.no_grad():
-        y = model.eval()(x)
-    graph = _Graph(x.ndim)
-    graph.begin(chain[0], integers)
-    for i, stage in enumerate(chain):
-        follower = next((s for s in chain[i + 1 :] if s.kind == "layer"), None)
-        _EMIT[stage.kind](graph, chain[i:], follower, integers)
-    inputs = [Value("x", "float32", ("N", *x.shape[1:]))]
-    outputs = [Value("y", "float32", ("N", *y.shape[1:]))]
-    return CompressedModel(Graph(graph.renamed("y"), inputs, outputs, graph.constants))
+        found = rules.result()
+    if rules.floats:
+        warnings.warn(
+            f"in integers there is no {', '.join(sorted(set(rules.floats)))}: "
+            "that stays in float32, and results agree with simulate_exact up to its rounding",
+            stacklevel=2,
+        )
+    return CompressedModel(written.graph(found, x.shape[1:], traced.shape(traced.output)[1:]))
 
 
-class _Stage(NamedTuple):
-    kind: str  # layer, relu, pool, flatten
+class _Written(NamedTuple):
+    """A value of the graph, and how it lies."""
+
     name: str
-    module: Any  # or None for a function
-    arguments: tuple  # of the function, without the value
+    ndim: int
+    channels_last: bool = False
+    is_codes: bool = False
 
 
-def _chain(model):
-    """The stages of a network, in order."""
-    graph, stages, last = trace(model), [], None
-    modules = dict(nn.Sequential(model).named_modules())
-    for node in graph.nodes:
-        if node.op == "placeholder":
-            last = node
-            continue
-        if node.op == "output":
-            break
-        name = str(node.target).removeprefix("0.")
-        if node.op == "get_attr" or list(node.all_input_nodes) != [last] or len(last.users) != 1:
-            raise NotImplementedError(f"convert takes chains of layers, not a branch at {name}")
-        module = modules[node.target] if node.op == "call_module" else None
-        kind = _kind(module, node.target)
-        if kind is None:
-            raise NotImplementedError(f"convert knows no integer layer for {name}")
-        last = node
-        if kind != "nothing":
-            stages.append(_Stage(kind, name, module, (node.args[1:], dict(node.kwargs))))
-    if not stages or stages[0].kind != "layer":
-        raise NotImplementedError("convert takes networks that begin with a quantized layer")
-    return stages
+class Written:
+    """The rules as nodes of the runtime."""
 
+    def __init__(self, traced):
+        self.traced = traced
+        self.nodes, self.constants, self._turned = [], {}, {}
+        self._n_names = 0
 
-def _kind(module, target):
-    what = target if module is None else type(module)
-    if isinstance(module, QuantizedLayer):
-        return "layer"
-    for kind, known in (("nothing", NOTHING), ("relu", RELU), ("pool", POOL)):
-        if what in known:
-            return kind
-    return "flatten" if what in (nn.Flatten, torch.flatten, "flatten") else None
+    def graph(self, output, shape_in, shape_out):
+        """All nodes, with `output` under the name y."""
+        names = {self._laid(output, False).name: "y"}
+        if "x" in names:
+            raise NotImplementedError("a network that gives what it takes has nothing to convert")
+        nodes = [
+            Node(
+                node.operator,
+                [names.get(name, name) for name in node.inputs],
+                [names.get(name, name) for name in node.outputs],
+                node.attributes,
+            )
+            for node in self.nodes
+        ]
+        inputs = [Value("x", "float32", ("N", *shape_in))]
+        outputs = [Value("y", "float32", ("N", *shape_out))]
+        return Graph(nodes, inputs, outputs, self.constants)
 
+    # ---- what the rules call -------------------------------------------------------------------
 
-class _Graph:
-    """Nodes as they are made, and how the latest value lies."""
+    def given(self):
+        return _Written("x", len(self.traced.shape(self._input())))
 
-    def __init__(self, ndim):
-        self.nodes, self.constants, self.last = [], {}, "x"
-        self.ndim, self.channels_last = ndim, False
+    def quantized(self, x, grid, bounds):
+        scale = np.array(scale_of(grid), np.float32)
+        codes = self._add("Quantize", [x], scale, np.array(grid.zero_point, np.int8), like=x)
+        return self._bounded(codes._replace(is_codes=True), bounds)
 
-    def add(self, operator, *constants, **attributes):
-        names = []
-        for array in constants:
-            names.append(f"c{len(self.constants)}")
-            self.constants[names[-1]] = Raw(np.ascontiguousarray(array))
-        out = f"v{len(self.nodes)}"
-        self.nodes.append(Node(operator, [self.last, *names], [out], attributes))
-        self.last = out
-
-    def renamed(self, name):
-        """The nodes, the last of which gives this value."""
-        *rest, node = self.nodes
-        return [*rest, Node(node.operator, node.inputs, [name], node.attributes)]
-
-    def begin(self, stage, integers):
-        """Codes of the first layer's grid."""
-        first, grid = integers[_key(stage, integers)], stage.module.input_grid
-        self.add(
-            "Quantize", np.array(first.input_scale, np.float32),
-            np.array(first.input_zero_point, np.int8),
+    def layer(self, node, codes, grid, bounds):
+        module, name = self.traced.called(node), self.traced.name(node)
+        own, layer = self.traced.integers_of(node), module.layer
+        flat = isinstance(layer, nn.Linear)
+        arrays = [
+            (own.weight if flat else own.weight.movedim(1, -1)).numpy(),
+            (module.worth() / next_scale(grid)).float().numpy(),
+            own.bias.numpy(),
+        ]
+        attributes = dict(x_zero_point=own.input_zero_point, **_finish(grid, bounds))
+        like = codes._replace(is_codes=grid is not None, channels_last=not flat)
+        codes = self._laid(codes, not flat)
+        if flat:
+            return self._add("QDense", [codes], *arrays, like=like, **attributes)
+        odd = isinstance(layer.padding, str) or layer.padding_mode != "zeros" or codes.ndim > 4
+        if odd:
+            raise NotImplementedError(f"integers take no padding or size like that of {name}")
+        return self._add(
+            "QConv", [codes], *arrays, like=like, strides=layer.stride, dilations=layer.dilation,
+            pads=(*layer.padding, *layer.padding), groups=layer.groups, **attributes,
         )  # fmt: skip
-        if first.input_bits < 8:  # the operator clips at bytes
-            codes = np.arange(-128, 128).clip(grid.least, grid.most)
-            self.add("QTable", codes.astype(np.int8))
-        if not isinstance(stage.module.layer, nn.Linear):
-            self.move_channels(last=True)
 
-    def move_channels(self, last):
-        if self.channels_last != last:
-            first, *rest = range(1, self.ndim)
-            order = (*rest, first) if last else (self.ndim - 1, first, *rest[:-1])
-            self.add("Transpose", order=(0, *order))
-            self.channels_last = last
+    def mean(self, node, codes, grid, bounds):
+        pool = self.traced.called(node)
+        codes, shape = self._laid(codes, True), self.traced.shape(node.args[0])
+        kernel, n = pool.kernel(shape), len(shape) - 2
+        stride = each(getattr(pool.pool, "stride", 1), n)  # of one window, where there is none
+        padding = each(getattr(pool.pool, "padding", 0), n)
+        window = dict(strides=stride, pads=(*padding, *padding))
+        worth = scale_of(pool.input_grid) / next_scale(grid)
+        zero = pool.input_grid.zero_point
+        if grid is None:  # a convolution of each channel with ones gives numbers
+            ones = np.ones((shape[1], *kernel, 1), np.int8)
+            factor = np.full(shape[1], worth / math.prod(kernel), np.float32)
+            like = codes._replace(is_codes=False)
+            return self._add(
+                "QConv", [codes], ones, factor, like=like, groups=shape[1], x_zero_point=zero,
+                dtype="float32", **window,
+            )  # fmt: skip
+        mean = self._add(
+            "QPool", [codes], like=codes, function="average", kernel=kernel, count_padding=True,
+            multiplier=worth, x_zero_point=zero, y_zero_point=grid.zero_point, **window,
+        )  # fmt: skip
+        return self._bounded(mean, bounds)
+
+    def maximum(self, value, kernel, stride, padding, dilation):
+        value = self._laid(value, True)
+        return self._add(
+            "QPool" if value.is_codes else "Pool", [value], like=value, function="max",
+            kernel=kernel, strides=stride, pads=(*padding, *padding), dilations=dilation,
+        )  # fmt: skip
+
+    def reshaped(self, value, shape):
+        value = self._laid(value, False)
+        like = value._replace(ndim=1 + len(shape))
+        if len(shape) == 1:
+            return self._add("Flatten", [value], like=like, axis=1)
+        wanted = np.array([0, *shape], np.int64)
+        return self._add("Reshape", [value], wanted, like=like, zero_copies=True)
+
+    def joined(self, values, axis):
+        values = self._alike(values)
+        like = values[0]
+        if like.channels_last:
+            axis = {0: 0, 1: like.ndim - 1}.get(axis, axis - 1)
+        return self._add("Concat", values, like=like, axis=axis)
+
+    def cut(self, x, low, high):
+        if (low, high) == (0, math.inf):
+            return self._add("Unary", [x], like=x, function="relu")
+        return self._add("Unary", [x], like=x, function="clip", alpha=low, beta=high)
+
+    def added(self, a, b):
+        values = self._alike([a, b])
+        return self._add("Binary", values, like=values[0], function="add")
+
+    def floating(self, node, value_of):
+        """The nodes that the importer makes of one node of PyTorch's graph."""
+        from fastvq.compress.importers.torch import from_torch
+
+        sources, module = _island(node, self.traced)
+        examples = tuple(torch.zeros(self.traced.shape(source)) for source in sources)
+        graph, _ = from_torch(module, examples)
+        names = {
+            given.name: self._laid(value_of(source), False).name
+            for given, source in zip(graph.inputs, sources, strict=True)
+        }
+        made = [*graph.constants, *(name for part in graph.nodes for name in part.outputs)]
+        names |= {name: self._new_name() for name in made if name}
+        self.constants |= {names[name]: tensor for name, tensor in graph.constants.items()}
+        for part in graph.nodes:
+            inputs, outputs = (
+                [names.get(name, name) for name in side] for side in (part.inputs, part.outputs)
+            )
+            self.nodes.append(Node(part.operator, inputs, outputs, part.attributes))
+        return _Written(names[graph.outputs[0].name], len(self.traced.shape(node)))
+
+    # ---- inside --------------------------------------------------------------------------------
+
+    def _input(self):
+        return next(n for n in self.traced.module.graph.nodes if n.op == "placeholder")
+
+    def _new_name(self):
+        self._n_names += 1
+        return f"v{self._n_names}"
+
+    def _add(self, operator, values, *constants, like, **attributes):
+        """A node of values and constants; what it gives lies as `like` does."""
+        inputs = [value.name for value in values]
+        for array in constants:
+            inputs.append(self._new_name())
+            self.constants[inputs[-1]] = Raw(np.ascontiguousarray(array))
+        name = self._new_name()
+        self.nodes.append(Node(operator, inputs, [name], attributes))
+        return like._replace(name=name)
+
+    def _bounded(self, codes, bounds):
+        """Codes that an operator left in all of a byte."""
+        if bounds == (-128, 127):
+            return codes
+        table = np.arange(-128, 128).clip(*bounds).astype(np.int8)
+        return self._add("QTable", [codes], table, like=codes)
+
+    def _laid(self, value, channels_last):
+        """The value with its channels there; what has none of its own is as it is."""
+        if value.channels_last == channels_last:
+            return value
+        if value.ndim < 3:
+            return value._replace(channels_last=channels_last)
+        if value.name not in self._turned:
+            first, *rest = range(1, value.ndim)
+            order = (*rest, first) if channels_last else (value.ndim - 1, first, *rest[:-1])
+            like = value._replace(channels_last=channels_last)
+            turned = self._add("Transpose", [value], like=like, order=(0, *order))
+            self._turned[value.name] = turned
+        return self._turned[value.name]
+
+    def _alike(self, values):
+        last = any(value.channels_last for value in values)
+        return [self._laid(value, last) for value in values]
 
 
-def _key(stage, integers):
-    return stage.name if stage.name in integers else ""  # a single layer has no name
+def _finish(grid, bounds):
+    """What a layer makes of its sums."""
+    if grid is None:
+        return dict(dtype="float32")
+    return dict(y_zero_point=grid.zero_point, low=bounds[0], high=bounds[1])
 
 
-def _layer(graph, chain, follower, integers):
-    stage = chain[0]
-    layer, own = stage.module.layer, integers[_key(stage, integers)]
-    rectified = _is_rectified(chain)
-    if follower is None:
-        if any(later.kind != "relu" for later in chain[1:]):
-            raise NotImplementedError("convert takes nothing but a ReLU after the last layer")
-        attributes = dict(dtype="float32")
-        multiplier = stage.module.worth().float()
-    else:
-        grid, other = follower.module.input_grid, integers[_key(follower, integers)]
-        zero = other.input_zero_point
-        low = max(grid.least, zero) if rectified else grid.least
-        attributes = dict(y_zero_point=zero, low=low, high=grid.most)
-        multiplier = (stage.module.worth() / other.input_scale).float()
-    arrays = [_channels_last(own.weight, layer), multiplier.numpy(), own.bias.numpy()]
-    attributes["x_zero_point"] = own.input_zero_point
-    if isinstance(layer, nn.Linear):
-        graph.add("QDense", *arrays, **attributes)
-        return
-    if isinstance(layer.padding, str) or layer.padding_mode != "zeros" or graph.ndim > 4:
-        raise NotImplementedError(f"convert takes no padding or size like that of {stage.name}")
-    graph.add(
-        "QConv", *arrays, strides=layer.stride, dilations=layer.dilation,
-        pads=(*layer.padding, *layer.padding), groups=layer.groups, **attributes,
-    )  # fmt: skip
+def _island(node, traced):
+    """A node of the graph as a module, with all before it up to the nearest tensors.
 
+    Returns
+    -------
+    sources : list of Node
+        Those tensors.
+    module : GraphModule
+    """
+    graph, copies, sources = fx.Graph(), {}, []
 
-def _is_rectified(chain):
-    """Whether a ReLU follows before the next layer; with maxima and shapes it commutes."""
-    for stage in chain[1:]:
-        if stage.kind == "layer":
-            return False
-        if stage.kind == "relu":
-            return True
-    return False
+    def copied(source):
+        if source not in copies:
+            is_input = source.op != "get_attr" and traced.shape(source) is not None
+            if is_input and source is not node:
+                sources.append(source)
+                copies[source] = graph.placeholder(f"x{len(sources)}")
+            else:
+                for before in source.all_input_nodes:
+                    copied(before)
+                copies[source] = graph.node_copy(source, copies.__getitem__)
+        return copies[source]
 
-
-def _relu(graph, chain, follower, integers):
-    if follower is None:  # of floats; else it is in the layer before
-        graph.add("Unary", function="relu")
-
-
-def _pool(graph, chain, follower, integers):
-    stage = chain[0]
-    size, stride, padding, dilation = _pooling(stage)
-    n = graph.ndim - 2
-    kernel, padding = _each(size, n), _each(padding, n)
-    graph.add(
-        "QPool", function="max", kernel=kernel, strides=_each(stride or size, n),
-        pads=(*padding, *padding), dilations=_each(dilation, n),
-    )  # fmt: skip
-
-
-def _pooling(stage):
-    if stage.module is not None:
-        module = stage.module
-        if module.ceil_mode or module.return_indices:
-            raise NotImplementedError(f"convert takes no pooling like that of {stage.name}")
-        return module.kernel_size, module.stride, module.padding, module.dilation
-    positional, named = stage.arguments
-    names = ("kernel_size", "stride", "padding", "dilation")
-    given = {**dict(zip(names, positional, strict=False)), **named}
-    if given.get("ceil_mode") or given.get("return_indices") or len(positional) > len(names):
-        raise NotImplementedError(f"convert takes no pooling like that of {stage.name}")
-    stride, padding = given.get("stride"), given.get("padding", 0)
-    return given["kernel_size"], stride, padding, given.get("dilation", 1)
-
-
-def _flatten(graph, chain, follower, integers):
-    stage = chain[0]
-    if stage.module is not None:
-        bounds = stage.module.start_dim, stage.module.end_dim
-    else:
-        positional, named = stage.arguments
-        given = {**dict(zip(("start_dim", "end_dim"), positional, strict=False)), **named}
-        bounds = given.get("start_dim", 0), given.get("end_dim", -1)
-    if bounds != (1, -1):
-        raise NotImplementedError("convert flattens everything but the batch, or nothing")
-    graph.move_channels(last=False)
-    graph.add("Flatten", axis=1)
-    graph.ndim = 2
-
-
-_EMIT = {"layer": _layer, "relu": _relu, "pool": _pool, "flatten": _flatten}
-
-
-def _each(value, n):
-    return (value,) * n if isinstance(value, int) else tuple(value)
-
-
-def _channels_last(weight, layer):
-    return (weight if isinstance(layer, nn.Linear) else weight.movedim(1, -1)).numpy()
+    graph.output(copied(node))
+    return sources, fx.GraphModule(traced.module, graph)

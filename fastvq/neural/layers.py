@@ -22,6 +22,7 @@ from fastvq.neural.gradients import rotate, straight_through
 
 __all__ = [
     "FiniteScalarQuantize",
+    "Frozen",
     "NotFiniteError",
     "ProductVectorQuantize",
     "Quantized",
@@ -488,6 +489,33 @@ class FiniteScalarQuantize(_Layer):
     def _decode(self, codes):
         middle = self._levels // 2
         return (codes // self._steps % self._levels - middle) / middle
+
+
+class Frozen(nn.Module):
+    """A quantizing layer that stays as it is, in training too: its codebooks do not move.
+
+    Parameters
+    ----------
+    quantizer : Module
+        One of the layers above.
+    """
+
+    def __init__(self, quantizer):
+        super().__init__()
+        self.quantizer = quantizer.eval().requires_grad_(False)
+
+    def train(self, mode=True):
+        self.training = mode
+        return self
+
+    def forward(self, x, mask=None):
+        return self.quantizer(x, mask)
+
+    def encode(self, x):
+        return self.quantizer.encode(x)
+
+    def decode(self, codes):
+        return self.quantizer.decode(codes)
 
 
 def _each(init, n, name):

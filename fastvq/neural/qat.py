@@ -14,8 +14,8 @@ clipped. What differs is where the scale s comes from:
 Weights are symmetric (z = 0), for each output channel or the whole tensor; activations have one
 scale and zero point, and those that are never negative use all codes for what is there.
 
-`simulate_exact` then does what integers do: sums of products of codes, a bias of 32 bits, and one
-multiplication by a float32 to get to the codes of the next layer.
+What integers then make of it - sums of products of codes, a bias of 32 bits, and one multiplication
+by a float32 to get to the codes of the next layer - is the matter of `fastvq.neural.integers`.
 """
 
 import copy
@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import fx, nn
+from torch.autograd import Function
 from torch.nn import functional as F
 from torch.nn.utils import fusion
 
@@ -39,7 +40,6 @@ __all__ = [
     "QATSpec",
     "integer_layers",
     "prepare_qat",
-    "simulate_exact",
 ]
 
 WEIGHTS = {"minmax": ("min-max",), "lsq": ()}
@@ -47,6 +47,9 @@ ACTIVATIONS = {"minmax": ("min-max",), "average": ("ema", "moving"), "lsq": (), 
 GRANULARITIES = {"channel": (), "tensor": ()}
 
 _START_NUMBERS, _START_STEPS = 1 << 16, 46  # numbers that a learnt step starts from; candidates
+_LEARNT = ("lsq", "pact")
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_ADAPTIVE = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d)
 _TINY = 1e-12  # the least scale: of weights that are all zero
 
 
@@ -134,8 +137,11 @@ class FakeQuantize(nn.Module):
         self.n_scales = 1 if channels is None else channels
         self.register_buffer("started", torch.tensor(False))
         self.register_buffer("_zero_point", torch.tensor(0))
-        if method in ("lsq", "pact"):
-            self.step = nn.Parameter(torch.ones(self.n_scales))
+        if method in _LEARNT:
+            # What learns is the ratio to where it started. Adam moves every parameter by about its
+            # rate, whatever the size: it would throw a step of 0.002 about.
+            self.register_buffer("unit", torch.ones(self.n_scales))
+            self.ratio = nn.Parameter(torch.ones(self.n_scales))
         else:
             self.register_buffer("low", torch.zeros(()))
             self.register_buffer("high", torch.zeros(()))
@@ -148,9 +154,9 @@ class FakeQuantize(nn.Module):
     def scale(self):
         """The scale as it is; of weights that follow extremes, as of the latest forward."""
         if self.method == "lsq":
-            return self.step.abs().clamp_min(_TINY)
+            return self._learnt()
         if self.method == "pact":
-            return self.step.abs().clamp_min(_TINY) / (self.most - self.least)
+            return self._learnt() / (self.most - self.least)
         return self._even_scale()
 
     def scale_for(self, v):
@@ -167,17 +173,22 @@ class FakeQuantize(nn.Module):
         return (v / scale).round().add(self.zero_point).clamp(self.least, self.most)
 
     def forward(self, v):
-        if self.training or not self.started:
+        if not self.started or (self.training and self.method not in _LEARNT):
             self._watch(v.detach())
         if self.method == "pact":
-            clipped = torch.minimum(v.relu(), self.step.abs())
+            clipped = torch.minimum(v.relu(), self._learnt(1.0))
             return clipped + (self._grid(v.detach()) - clipped).detach()
-        scale = self._shaped(self.scale_for(v), v)
+        scale = self.scale_for(v)
         if self.method == "lsq":
             count = v.numel() / self.n_scales
-            scale = _with_gradient_times(scale, 1 / math.sqrt(count * max(1, self.most)))
-        shifted = (v / scale).clamp(self.least - self.zero_point, self.most - self.zero_point)
-        return (shifted + (shifted.round() - shifted).detach()) * scale
+            scale = self._learnt(1 / math.sqrt(count * max(1, self.most)))
+        scale = self._shaped(scale, v)
+        return _OnGrid.apply(v, scale, self.least - self.zero_point, self.most - self.zero_point)
+
+    def _learnt(self, share=1.0):
+        """What learns; plain gradient descent moves it by `share` times its own gradient."""
+        ratio = _ScaledGradient.apply(self.ratio, share / self.unit**2)
+        return (self.unit * ratio.abs()).clamp_min(_TINY)
 
     def _grid(self, v):
         return (self.codes(v) - self.zero_point) * self._shaped(self.scale.detach(), v)
@@ -190,9 +201,8 @@ class FakeQuantize(nn.Module):
         """Learn from what passes, or start from it."""
         if not torch.isfinite(v).all():
             return  # the loss will tell; ranges stay what they were
-        if self.method in ("lsq", "pact"):
-            if not self.started:
-                self._start(v)
+        if self.method in _LEARNT:
+            self._start(v)
         elif not self.weights:
             self._widen(v.min().clamp_max(0), v.max().clamp_min(0))
         self.started.fill_(True)
@@ -202,9 +212,9 @@ class FakeQuantize(nn.Module):
         if self.method == "pact":
             if not never_negative:
                 raise ValueError("PACT clips at zero, and there are negative activations: use lsq")
-            self.step.fill_(v.max().clamp_min(_TINY))
+            self.unit.fill_(v.max().clamp_min(_TINY))
         else:
-            self.step.copy_(self._best_step(v, self.least if never_negative else 0))
+            self.unit.copy_(self._best_step(v, self.least if never_negative else 0))
         self._zero_point.fill_(self.least if never_negative else 0)
 
     def _best_step(self, v, zero_point):
@@ -222,7 +232,7 @@ class FakeQuantize(nn.Module):
             for step in steps.T[:, :, None]
         ]
         best = torch.stack(errors, dim=1).argmin(1, keepdim=True)
-        return steps.gather(1, best)[:, 0].to(self.step)
+        return steps.gather(1, best)[:, 0].to(self.unit)
 
     def _widen(self, low, high):
         if not self.started:
@@ -288,10 +298,38 @@ class QuantizedLayer(nn.Module):
         return self.layer._conv_forward(x, weight, bias)
 
 
+class QuantizedPool(nn.Module):
+    """An average pooling whose input is put on a grid of 8 bits, and then summed exactly.
+
+    Parameters
+    ----------
+    pool : AvgPool1d, AvgPool2d, AdaptiveAvgPool1d or AdaptiveAvgPool2d
+    spec : QATSpec
+    """
+
+    def __init__(self, pool, spec):
+        super().__init__()
+        self.pool = pool
+        method = as_word(spec.activations, "activations", ACTIVATIONS)
+        self.input_grid = FakeQuantize(8, "lsq" if method == "pact" else method)
+
+    def forward(self, x):
+        return self.pool(self.input_grid(x))
+
+    def kernel(self, shape):
+        """The window over values of this shape (N, channels, ...)."""
+        if isinstance(self.pool, _ADAPTIVE):
+            return tuple(shape[2:])
+        size = self.pool.kernel_size
+        return (size,) * (len(shape) - 2) if isinstance(size, int) else tuple(size)
+
+
 def prepare_qat(model: nn.Module, spec: QATSpec | None = None) -> nn.Module:
     """A copy of a network whose linear and convolutional layers train on grids.
 
-    Batch norms that directly follow such a layer in a `Sequential` are folded into it first.
+    Batch norms that follow such a layer are folded into it first: those that `torch.fx` finds, or,
+    in a network that it cannot trace, those next to it in a `Sequential`. Average pooling modules
+    get a grid of 8 bits for what they sum.
 
     Parameters
     ----------
@@ -319,21 +357,28 @@ def prepare_qat(model: nn.Module, spec: QATSpec | None = None) -> nn.Module:
     """
     spec = QATSpec() if spec is None else spec
     model = _folded(copy.deepcopy(model).eval()).train(model.training)
-    names = [name for name, layer in model.named_modules() if _is_layer(layer)]
-    if not names:
+    layers = {name: layer for name, layer in model.named_modules() if _is_layer(layer)}
+    pools = {name: pool for name, pool in model.named_modules() if _is_mean(pool)}
+    if not layers:
         raise ValueError("model has no linear or convolutional layer to quantize")
-    unknown = [p for p in spec.layers if not any(fnmatchcase(name, p) for name in names)]
+    names = list(layers)
+    unknown = [p for p in spec.layers if not any(fnmatchcase(n, p) for n in [*names, *pools])]
     if unknown:
         raise ValueError(f"layers has patterns that fit no layer: {unknown}; there are {names}")
-    if names == [""]:
-        own = spec.of("", True)
-        return model if own is None else QuantizedLayer(model, own)
-    for name in names:
+    for name, module in (layers | pools).items():
         own = spec.of(name, name in (names[0], names[-1]))
         if own is not None:
-            parent, _, leaf = name.rpartition(".")
-            layer = model.get_submodule(name)
-            setattr(model.get_submodule(parent), leaf, QuantizedLayer(layer, own))
+            kind = QuantizedLayer if name in layers else QuantizedPool
+            model = _with(model, name, kind(module, own))
+    return model
+
+
+def _with(model, name, module):
+    """The model with another module of that name; the module itself where the name is empty."""
+    if not name:
+        return module
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, module)
     return model
 
 
@@ -363,41 +408,10 @@ def integer_layers(model: nn.Module) -> dict[str, IntegerLayer]:
     layers = {n: m for n, m in model.named_modules() if isinstance(m, QuantizedLayer)}
     if not layers:
         raise ValueError("model has no quantized layer: it must come from prepare_qat")
+    for name, pool in model.named_modules():
+        if isinstance(pool, QuantizedPool):
+            _check_started(pool.input_grid, name)
     return {name: _integers(layer, name) for name, layer in layers.items()}
-
-
-@torch.no_grad()
-def simulate_exact(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """What the network gives with integer arithmetic, bit by bit, computed in float64.
-
-    Codes are multiplied and added exactly; ``clamp(rne(float32(acc + bias) · m) + zero_point)``
-    with m = input scale · weight scale / next scale, taken in float64 and rounded to float32,
-    gives the codes of the next layer. ReLU, maximum pooling and reshaping in between work on sums,
-    which they commute with.
-
-    Parameters
-    ----------
-    model : Module
-        From `prepare_qat`, trained; it must be traceable by `torch.fx`.
-    x : Tensor
-        What the network takes.
-
-    Returns
-    -------
-    Tensor of float32
-
-    Raises
-    ------
-    NotImplementedError
-        Where something else than the above stands between quantized layers (additions, means):
-        that takes an operator on integers of its own, which is not settled here.
-    OverflowError
-        Where a sum does not fit in 32 bits.
-    """
-    integer_layers(model)  # which says what is wrong with it
-    model = copy.deepcopy(model).eval()
-    out = _Exact(fx.GraphModule(nn.Sequential(model), trace(model))).run(x)
-    return out.real() if isinstance(out, _Sums) else out
 
 
 # ---- inside --------------------------------------------------------------------------------
@@ -407,32 +421,104 @@ def _is_layer(module):
     return isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d))
 
 
+def _is_mean(module):
+    """Whether a module sums windows of one size, outside of which there is nothing or zeros."""
+    if isinstance(module, _ADAPTIVE):
+        return set(_tuple(module.output_size)) == {1}
+    if not isinstance(module, (nn.AvgPool1d, nn.AvgPool2d)) or module.ceil_mode:
+        return False
+    padded = any(_tuple(module.padding)) and not module.count_include_pad
+    return not padded and getattr(module, "divisor_override", None) is None
+
+
+def _tuple(value):
+    return value if isinstance(value, tuple) else (value,)
+
+
 def _folded(model):
     """Batch norms taken into the layers before them; in place, in evaluation."""
-    for child in model.children():
-        _folded(child)
-    if isinstance(model, nn.Sequential):
-        norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-        names = list(model._modules)
-        for name, after in pairwise(names):
-            layer, norm = model._modules[name], model._modules[after]
-            if _is_layer(layer) and isinstance(norm, norms):
-                linear = isinstance(layer, nn.Linear)
-                fuse = fusion.fuse_linear_bn_eval if linear else fusion.fuse_conv_bn_eval
-                model._modules[name] = fuse(layer, norm)
-                model._modules[after] = nn.Identity()
+    for name, after in _followed_by_norms(model):
+        layer, norm = model.get_submodule(name), model.get_submodule(after)
+        linear = isinstance(layer, nn.Linear)
+        fuse = fusion.fuse_linear_bn_eval if linear else fusion.fuse_conv_bn_eval
+        _with(model, name, fuse(layer, norm))
+        _with(model, after, nn.Identity())
     return model
 
 
-def _with_gradient_times(x, factor):
-    return (x - x * factor).detach() + x * factor
+def _followed_by_norms(model):
+    """Names of layers, each with that of a norm which alone reads what it gives."""
+    try:
+        graph = trace(model)
+    except Exception:  # fx raises whatever the model's own code makes of a proxy
+        return [
+            (f"{name}.{a}" if name else a, f"{name}.{b}" if name else b)
+            for name, part in model.named_modules()
+            if isinstance(part, nn.Sequential)
+            for a, b in pairwise(part._modules)
+            if _is_layer(part._modules[a]) and isinstance(part._modules[b], _NORMS)
+        ]
+    modules = dict(nn.Sequential(model).named_modules())
+    calls = [node for node in graph.nodes if node.op == "call_module"]
+    targets = [node.target for node in calls]
+    return [
+        (node.args[0].target.removeprefix("0."), node.target.removeprefix("0."))
+        for node in calls
+        if isinstance(modules[node.target], _NORMS)
+        and node.args[0].op == "call_module"
+        and _is_layer(modules[node.args[0].target])
+        and len(node.args[0].users) == 1
+        and targets.count(node.target) == targets.count(node.args[0].target) == 1
+    ]
+
+
+class _OnGrid(Function):
+    """v on the grid of whole multiples of a scale from `low` to `high`.
+
+    The gradient passes to v where nothing is clipped; that of the scale is the sum of those of its
+    numbers, rne(v/s) − v/s inside, and the bound itself outside (LSQ, equation 3).
+    """
+
+    @staticmethod
+    def forward(ctx, v, scale, low, high):
+        ratio = v / scale
+        whole = ratio.round().clamp_(low, high)
+        inside = (ratio >= low) & (ratio <= high)
+        ctx.save_for_backward(inside, torch.where(inside, whole - ratio, whole))
+        ctx.shape = scale.shape
+        return whole * scale
+
+    @staticmethod
+    def backward(ctx, gradient):
+        inside, slope = ctx.saved_tensors
+        of_scale = None
+        if ctx.needs_input_grad[1]:
+            of_scale = (gradient * slope).sum_to_size(ctx.shape)
+        return gradient * inside, of_scale, None, None
+
+
+class _ScaledGradient(Function):
+    """x, with its gradient times a factor."""
+
+    @staticmethod
+    def forward(ctx, x, factor):
+        ctx.factor = factor
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * ctx.factor, None
+
+
+def _check_started(grid, name):
+    if not grid.started:
+        raise ValueError(f"layer {name!r} has seen no batch yet: its scales are not known")
 
 
 @torch.no_grad()
 def _integers(layer, name):
     weights, inputs = layer.weight_grid, layer.input_grid
-    if not inputs.started:
-        raise ValueError(f"layer {name!r} has seen no batch yet: its scales are not known")
+    _check_started(inputs, name)
     weight = layer.layer.weight
     bias = weight.new_zeros(len(weight)) if layer.layer.bias is None else layer.bias_codes()
     return IntegerLayer(
@@ -446,26 +532,6 @@ def _integers(layer, name):
     )
 
 
-class _Sums(NamedTuple):
-    """Sums of products of codes: whole numbers, and what one of them is worth."""
-
-    whole: torch.Tensor  # float64
-    worth: torch.Tensor  # float64, of a shape that broadcasts
-
-    def real(self):
-        return (self.whole.float() * self.worth.float()).float()
-
-    def codes(self, grid, input_scale):
-        factor = (self.worth / input_scale).float()
-        scaled = (self.whole.float() * factor).round().double() + grid.zero_point
-        return scaled.clamp(grid.least, grid.most)
-
-    def both(self, reshape):
-        """The same change of shape of both parts."""
-        worth = self.worth.expand_as(self.whole)
-        return _Sums(reshape(self.whole), reshape(worth))
-
-
 def trace(model):
     """The graph of ``nn.Sequential(model)``, in which a single layer is a leaf as any other."""
     return _Tracer().trace(nn.Sequential(model))
@@ -473,64 +539,5 @@ def trace(model):
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, module, name):
-        return isinstance(module, QuantizedLayer) or super().is_leaf_module(module, name)
-
-
-RELU = (nn.ReLU, F.relu, torch.relu, "relu")
-POOL = (nn.MaxPool1d, nn.MaxPool2d, F.max_pool1d, F.max_pool2d, torch.max_pool2d)
-SHAPE = (nn.Flatten, nn.Unflatten, torch.flatten, torch.reshape, "flatten", "view", "reshape")
-NOTHING = (nn.Identity, nn.Dropout, nn.Dropout2d, F.dropout, "contiguous")
-
-
-class _Exact(fx.Interpreter):
-    """Runs a graph on sums of codes."""
-
-    def call_module(self, target, args, kwargs):
-        module = self.fetch_attr(target)
-        if isinstance(module, QuantizedLayer):
-            return _exact_layer(module, target.removeprefix("0."), args[0])
-        return self._through(type(module), module, args, kwargs, target.removeprefix("0."))
-
-    def call_function(self, target, args, kwargs):
-        return self._through(target, target, args, kwargs, getattr(target, "__name__", target))
-
-    def call_method(self, target, args, kwargs):
-        def method(value, *rest, **named):
-            return getattr(value, target)(*rest, **named)
-
-        return self._through(target, method, args, kwargs, target)
-
-    def _through(self, kind, function, args, kwargs, name):
-        sums = [value for value in args if isinstance(value, _Sums)]
-        if not sums:
-            return function(*args, **kwargs)
-        (value, *rest) = args
-        if len(sums) == 1 and isinstance(value, _Sums):
-            if kind in NOTHING:
-                return value
-            if kind in RELU:
-                return _Sums(value.whole.clamp_min(0), value.worth)
-            if kind in POOL:
-                return _Sums(function(value.whole, *rest, **kwargs), value.worth)
-            if kind in SHAPE:
-                return value.both(lambda part: function(part, *rest, **kwargs))
-            if kind in ("size", "dim"):
-                return function(value.whole, *rest, **kwargs)
-        raise NotImplementedError(f"simulate_exact knows no integer arithmetic for {name}")
-
-
-def _exact_layer(layer, name, x):
-    integers, grid = _integers(layer, name), layer.input_grid
-    if isinstance(x, _Sums):
-        codes = x.codes(grid, integers.input_scale)
-    else:
-        codes = grid.codes(x.float()).double()
-    # Padding adds zeros, which have the code of zero: so it is taken off before.
-    centred = codes - integers.input_zero_point
-    whole = layer.apply(centred, integers.weight.double(), integers.bias.double())
-    if whole.numel() and whole.abs().max() >= 2**31:
-        raise OverflowError(f"sums of layer {name!r} do not fit in 32 bits")
-    worth = layer.worth()
-    if len(worth) > 1 and not isinstance(layer.layer, nn.Linear):
-        worth = worth.reshape(-1, *[1] * (whole.ndim - 2))
-    return _Sums(whole, worth)
+        ours = isinstance(module, (QuantizedLayer, QuantizedPool))
+        return ours or super().is_leaf_module(module, name)

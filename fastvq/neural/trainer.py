@@ -19,10 +19,12 @@ import torch
 from torch.nn import functional as F
 
 from fastvq._progress import Progress
-from fastvq._validation import as_count, as_nonnegative
+from fastvq._validation import as_count, as_nonnegative, as_word
 from fastvq.neural.codebook import NotFiniteError
 
 __all__ = ["Diverged", "TrainState", "Trainer", "classification_loss", "regression_loss"]
+
+SCHEDULES = {"epoch": (), "step": ("batch",)}
 
 _EVALUATION_ROWS = 1024  # at a time; larger batches leave the caches
 _SEED_OFFSET = 0x5EED  # the order of rows is drawn from another stream than what the model draws
@@ -69,7 +71,9 @@ class Trainer:
         Makes the optimizer of the parameters: ``functools.partial(torch.optim.SGD, lr=0.1)``.
     scheduler : callable, optional
         Makes a scheduler of the optimizer; it steps after each epoch (`ReduceLROnPlateau` by the
-        validation loss).
+        validation loss), or as `schedule_by` says.
+    schedule_by : {"epoch", "step"}, default="epoch"
+        "step": the scheduler steps after every step of the optimizer.
     max_epochs : int, default=20
     batch_size : int, default=128
         Rows of a step; the last batch of an epoch may have fewer.
@@ -125,6 +129,7 @@ class Trainer:
         *,
         optimizer: Callable[[Iterable], torch.optim.Optimizer] = torch.optim.Adam,
         scheduler: Callable[[torch.optim.Optimizer], Any] | None = None,
+        schedule_by: str = "epoch",
         max_epochs: int = 20,
         batch_size: int = 128,
         patience: int | None = None,
@@ -142,6 +147,7 @@ class Trainer:
         self.model, self.loss = model, loss
         self.optimizer = optimizer([p for p in model.parameters() if p.requires_grad])
         self.scheduler = None if scheduler is None else scheduler(self.optimizer)
+        self.schedule_by = as_word(schedule_by, "schedule_by", SCHEDULES)
         self.max_epochs = as_count(max_epochs, "max_epochs")
         self.batch_size = as_count(batch_size, "batch_size")
         self.patience = None if patience is None else as_count(patience, "patience")
@@ -272,6 +278,8 @@ class Trainer:
         if self.max_gradient is not None:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.max_gradient)
         self.optimizer.step()
+        if self.scheduler is not None and self.schedule_by == "step":
+            self.scheduler.step()
         with torch.no_grad():
             for constrain in self.after_step:
                 constrain(self.model)
@@ -290,10 +298,9 @@ class Trainer:
             self.best_epoch_, self._best_loss = epoch, watched
             if self.keep_best and "validation_loss" in facts:
                 self._best_model = _copied(self.model.state_dict())
-        if isinstance(self.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
-            self.scheduler.step(watched)
-        elif self.scheduler is not None:
-            self.scheduler.step()
+        if self.scheduler is not None and self.schedule_by == "epoch":
+            plateau = isinstance(self.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
+            self.scheduler.step(*[watched] if plateau else [])
         log.write(facts, epoch)
         if self.callback is not None:
             self._stopped = bool(self.callback(TrainState(epoch, self.model, self.history_)))

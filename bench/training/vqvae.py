@@ -1,0 +1,114 @@
+"""Pictures as 49 codes of 8 bits: a VQ-VAE beside the quantizers of `fastvq.vq` on patches.
+
+All spend 392 bits on a picture. The quantizers see squares of 4 × 4 pixels: one codebook for all,
+or one for each place. "frozen": encoder and codebook come from an autoencoder and k-means of what
+it gives, and the decoder alone trains on, for as many epochs as the joint training has in all.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bench.training import Target, pictures
+
+TITLE = "VQ-VAE: squared error of a picture at 392 bits"
+
+ROWS, EPOCHS = 60_000, 6
+NETWORK = dict(architecture="convolutional", hidden=(32, 64), code_features=16, learning_rate=2e-3)
+
+QUANTIZERS = ("one codebook for all patches", "a codebook for each patch", "patches, residual")
+
+TARGETS = [
+    Target("codewords out of use, percent", lambda figures: figures["dead, percent"], 10.0),
+    Target(
+        "VQ-VAE less the best quantizer on patches",
+        lambda figures: figures["VQ-VAE"] - min(figures[name] for name in QUANTIZERS),
+        0.0,
+    ),
+    Target("joint less frozen", lambda figures: figures["VQ-VAE"] - figures["frozen"], 0.0),
+]
+
+
+def run(seed: int, quick: bool) -> dict[str, float]:
+    """Mean over the test pictures of Σ (x − x̂)², pixels from 0 to 1."""
+    from fastvq.neural import VQVAE
+
+    train, test = (pictures(part)[0].reshape(-1, 784) for part in ("train", "t10k"))
+    train = train[: 2000 if quick else ROWS]
+    options = dict(
+        NETWORK, max_epochs=1 if quick else EPOCHS, prior="positions", random_state=seed,
+        n_threads=1,
+    )  # fmt: skip
+    joint = VQVAE(256, **options).fit(train)
+    used = len(np.unique(joint.transform(test)))
+    return {
+        "VQ-VAE": error(joint.reconstruct(test), test),
+        "dead, percent": 100 * (1 - used / 256),
+        "perplexity": joint.perplexity_,
+        "bits by the prior": joint.bits(test),
+        "frozen": error(_frozen(train, test, options, seed), test),
+        **_of_quantizers(train, test, seed),
+    }
+
+
+def error(found, wanted):
+    return float(((found / 255.0 - wanted / 255.0) ** 2).sum(axis=1).mean())
+
+
+def _of_quantizers(train, test, seed):
+    from fastvq.vq import ProductQuantizer, ResidualQuantizer, VectorQuantizer
+
+    train, test = (as_patches(rows.astype(np.float32)) for rows in (train, test))
+
+    def of_patches(quantizer, n):
+        """One quantizer for n patches that lie side by side."""
+        rows = train.reshape(-1, 16 * n)
+        quantizer.fit(rows[:: -(-len(rows) // 300_000)])
+        return there_and_back(quantizer, test.reshape(-1, 16 * n)).reshape(len(test), -1)
+
+    whole = ProductQuantizer(49, 8, random_state=seed, n_threads=1).fit(train)
+    found = (
+        of_patches(VectorQuantizer(256, random_state=seed, n_threads=1), 1),
+        there_and_back(whole, test),
+        of_patches(ResidualQuantizer(7, 8, random_state=seed, n_threads=1), 7),
+    )
+    return {name: error(one, test) for name, one in zip(QUANTIZERS, found, strict=True)}
+
+
+def there_and_back(quantizer, rows):
+    return quantizer.inverse_transform(quantizer.transform(rows))
+
+
+def as_patches(rows):
+    """Pictures (n, 784) with the pixels of each square of 4 × 4 side by side."""
+    return rows.reshape(-1, 7, 4, 7, 4).swapaxes(2, 3).reshape(-1, 784)
+
+
+def _frozen(train, test, options, seed):
+    """Pictures of a decoder that learnt behind a codebook that did not."""
+    import torch
+
+    from bench.training import trained
+    from fastvq.neural import Frozen, VectorQuantize
+    from fastvq.neural.networks import AutoencoderNetwork, Scaling, VQNetwork, convolutional_grid
+    from fastvq.vq import VectorQuantizer
+
+    half = dict(epochs=max(1, options["max_epochs"] // 2), rate=options["learning_rate"], seed=seed)
+    torch.manual_seed(seed)
+    scaling = Scaling(float(train.mean()), float(train.std()))
+    parts = convolutional_grid((1, 28, 28), options["hidden"], options["code_features"])
+    network = AutoencoderNetwork(*parts[:2], scaling)
+    data = torch.from_numpy(train)
+    trained(network, lambda module, x: module.loss(x), (data,), **half)
+    with torch.no_grad():
+        latents = network.encode(data[:20_000]).reshape(-1, options["code_features"]).numpy()
+    codebook = VectorQuantizer(256, random_state=seed, n_threads=1).fit(latents[::4]).codebook_
+    quantizer = Frozen(
+        VectorQuantize(options["code_features"], 256, init=torch.from_numpy(codebook.copy()))
+    )
+    network = VQNetwork(network.encoder, quantizer, network.decoder, scaling)
+    network.encoder.requires_grad_(False)
+    trained(network, lambda module, x: module.loss(x), (data,), **half)
+    with torch.no_grad():
+        blocks = torch.from_numpy(test).split(1000)
+        return torch.cat([network.decode(network.encode(block)) for block in blocks]).numpy()
