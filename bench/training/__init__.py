@@ -65,7 +65,7 @@ def as_batches(n_rows: int | None = None):
 
     def tensors(part, n):
         x, y = (array[:n] for array in pictures(part))
-        return torch.from_numpy(as_input(x)), torch.from_numpy(y).long()
+        return torch.from_numpy(as_input(x)), torch.from_numpy(y.astype(np.int64))
 
     return *tensors("train", n_rows), *tensors("t10k", None)
 

@@ -12,18 +12,20 @@ networks before them.
 
 import math
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from numbers import Integral
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.base import TransformerMixin
 from sklearn.utils.validation import _check_feature_names_in, check_is_fitted, validate_data
 from torch import nn
 
 from fastvq import kernels
 from fastvq._validation import as_codes, as_count, as_nonnegative, as_rows, as_word
+from fastvq.neural.estimators import TrainedEstimator
 from fastvq.neural.layers import VectorQuantize
 from fastvq.neural.networks import (
     AutoencoderNetwork,
@@ -36,7 +38,7 @@ from fastvq.neural.networks import (
     dense,
     draw,
 )
-from fastvq.neural.trainer import Trainer, as_tensor, threads_of_torch
+from fastvq.neural.trainer import as_tensor
 from fastvq.vq._base import code_bits, code_dtype, column_names, random_state_of
 
 __all__ = ["VQVAE", "AutoencoderCompressor", "VariationalAutoencoder"]
@@ -49,8 +51,26 @@ _BLOCK = 1024  # rows in flight
 _ASCENT_STEPS, _ASCENT_RATE, _GUESSES = 100, 0.05, 16  # of `impute`
 
 
-class _Autoencoder(TransformerMixin, BaseEstimator):
-    """What the three share: checks, training, blocks. They define `_network(d, scaling)`."""
+@dataclass(eq=False, repr=False, kw_only=True)
+class Autoencoder(TransformerMixin, TrainedEstimator):
+    """What the three share. They define `_network(n_features, scaling)`.
+
+    Parameters
+    ----------
+    architecture : {"dense", "convolutional"}, default="dense"
+        `hidden` are the widths of the encoder's layers, or the channels of its convolutions, each
+        of which halves height and width. The decoder has them in reverse.
+    image_shape : (channels, height, width) or (height, width), optional
+        For convolutions; by default square and of one channel.
+
+    Attributes
+    ----------
+    encoder_, decoder_ : Module
+        The halves of `network_`, in the units of the rows.
+    """
+
+    architecture: str = "dense"
+    image_shape: Sequence[int] | None = None
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
@@ -81,14 +101,12 @@ class _Autoencoder(TransformerMixin, BaseEstimator):
         rows = as_rows(X)
         self._check(rows)
         scaling = self._scaling(rows, *kernels.extremes(rows))  # which finds NaN and infinity
-        seed = random_state_of(self.random_state).randint(2**31 - 1)
-        with torch.random.fork_rng(devices=[]), threads_of_torch(self.n_threads):
-            torch.manual_seed(seed)
+        with self._training() as seed:
             network = self._network(rows.shape[1], scaling)
-            trainer = self._train(network, rows, seed)
+            history = self._train(network, _own_loss, rows, seed=seed)
             more = self._finish(network, rows, seed)
         validate_data(self, X, reset=True, skip_check_array=True)
-        self.network_, self.history_, self.seed_ = network, trainer.history_, seed
+        self.network_, self.history_, self.seed_ = network, history, seed
         vars(self).update(more)
         return self
 
@@ -175,11 +193,7 @@ class _Autoencoder(TransformerMixin, BaseEstimator):
 
     def _check(self, rows):
         as_word(self.architecture, "architecture", ARCHITECTURES)
-        for width in self.hidden:
-            as_count(width, "hidden")
-        rate = as_nonnegative(self.learning_rate, "learning_rate")
-        if rate == 0:
-            raise ValueError("learning_rate must be above 0")
+        self._widths()
         self._image_shape(rows.shape[1])
 
     def _convolves(self):
@@ -206,24 +220,6 @@ class _Autoencoder(TransformerMixin, BaseEstimator):
             return convolutional(shape, self.hidden, n_latents, n_out)
         return dense(n_features, self.hidden, n_latents, n_out)
 
-    def _train(self, network, data, seed, max_epochs=None):
-        max_epochs = as_count(self.max_epochs if max_epochs is None else max_epochs, "max_epochs")
-        n_steps = -(-len(data) // as_count(self.batch_size, "batch_size"))
-        trainer = Trainer(
-            network,
-            lambda module, batch: module.loss(batch),
-            optimizer=lambda parameters: torch.optim.Adam(parameters, lr=self.learning_rate),
-            scheduler=lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(
-                optimizer, T_max=max_epochs * n_steps, eta_min=0.01 * self.learning_rate
-            ),
-            schedule_by="step",
-            max_epochs=max_epochs,
-            batch_size=self.batch_size,
-            random_state=seed,
-            verbose=self.verbose,
-        )
-        return trainer.fit(data)
-
     def _checked(self, X):
         check_is_fitted(self)
         rows = as_rows(X)
@@ -231,16 +227,9 @@ class _Autoencoder(TransformerMixin, BaseEstimator):
         kernels.extremes(rows)  # which finds NaN and infinity
         return rows
 
-    @torch.no_grad()
     def _by_blocks(self, function, *arrays):
-        """What a function of tensors makes of rows, in evaluation."""
         self.network_.eval()
-        parts = []
-        with threads_of_torch(self.n_threads):
-            for start in range(0, len(arrays[0]), _BLOCK):
-                blocks = [as_tensor(array[start : start + _BLOCK]) for array in arrays]
-                parts.append(function(*blocks).numpy())
-        return np.concatenate(parts)
+        return super()._by_blocks(function, *arrays)
 
     def _seeded(self, function, *arrays, random_state=None):
         """The same, with the global generator of PyTorch in a known state."""
@@ -253,37 +242,25 @@ class _Autoencoder(TransformerMixin, BaseEstimator):
             return self._by_blocks(function, *arrays)
 
 
-class AutoencoderCompressor(_Autoencoder):
+def _own_loss(network, batch):
+    return network.loss(batch)
+
+
+@dataclass(eq=False, repr=False)
+class AutoencoderCompressor(Autoencoder):
     """Rows as a few numbers, by a network that is trained to restore them.
 
     Parameters
     ----------
     n_components : int, default=16
-    architecture : {"dense", "convolutional"}, default="dense"
-    hidden : sequence of int, default=(256, 128)
-        Widths of the encoder's layers, or the channels of its convolutions, each of which halves
-        height and width. The decoder has them in reverse.
-    image_shape : (channels, height, width) or (height, width), optional
-        For convolutions; by default square and of one channel.
-    max_epochs : int, default=20
-    batch_size : int, default=128
-    learning_rate : float, default=1e-3
-        Of Adam, falling along a cosine to a hundredth.
-    random_state : int, RandomState, Generator or None, default=None
-    n_threads : int, optional
-        PyTorch's.
-    verbose : int, default=0
+    architecture, image_shape
+        As of `Autoencoder`.
+    hidden, max_epochs, batch_size, learning_rate, random_state, n_threads, verbose
+        As of `TrainedEstimator`.
 
     Attributes
     ----------
     network_ : AutoencoderNetwork
-    encoder_, decoder_ : Module
-        Its halves, in the units of the rows.
-    history_ : list of dict
-        As of `Trainer`.
-    n_features_in_ : int
-    feature_names_in_ : ndarray
-        Only where the rows came with names.
 
     Examples
     --------
@@ -299,37 +276,15 @@ class AutoencoderCompressor(_Autoencoder):
     True
     """
 
-    def __init__(
-        self,
-        n_components: int = 16,
-        *,
-        architecture: str = "dense",
-        hidden: Sequence[int] = (256, 128),
-        image_shape: Sequence[int] | None = None,
-        max_epochs: int = 20,
-        batch_size: int = 128,
-        learning_rate: float = 1e-3,
-        random_state: Any = None,
-        n_threads: int | None = None,
-        verbose: int = 0,
-    ) -> None:
-        self.n_components = n_components
-        self.architecture = architecture
-        self.hidden = hidden
-        self.image_shape = image_shape
-        self.max_epochs = max_epochs
-        self.batch_size = batch_size
-        self.learning_rate = learning_rate
-        self.random_state = random_state
-        self.n_threads = n_threads
-        self.verbose = verbose
+    n_components: int = 16
 
     def _network(self, n_features, scaling):
         n_latents = as_count(self.n_components, "n_components")
         return AutoencoderNetwork(*self._halves(n_features, n_latents), scaling)
 
 
-class VariationalAutoencoder(_Autoencoder):
+@dataclass(eq=False, repr=False)
+class VariationalAutoencoder(Autoencoder):
     """A probability density over rows, with a few latent numbers; to sample, score and complete.
 
     Parameters
@@ -341,20 +296,16 @@ class VariationalAutoencoder(_Autoencoder):
         that is learnt.
     beta : float, default=1.0
         Weight of the divergence; 1 gives the bound itself.
-    architecture, hidden, image_shape, max_epochs, batch_size, learning_rate, random_state, \
-n_threads, verbose
-        As of `AutoencoderCompressor`.
+    architecture, image_shape
+        As of `Autoencoder`.
+    hidden, max_epochs, batch_size, learning_rate, random_state, n_threads, verbose
+        As of `TrainedEstimator`.
 
     Attributes
     ----------
     network_ : VariationalNetwork
     encoder_ : Module
         To means and log variances, (n, 2 n_components).
-    decoder_ : Module
-    history_ : list of dict
-    n_features_in_ : int
-    feature_names_in_ : ndarray
-        Only where the rows came with names.
 
     Notes
     -----
@@ -378,34 +329,10 @@ n_threads, verbose
     True
     """
 
-    def __init__(
-        self,
-        n_components: int = 16,
-        *,
-        likelihood: str = "bernoulli",
-        beta: float = 1.0,
-        architecture: str = "dense",
-        hidden: Sequence[int] = (256, 128),
-        image_shape: Sequence[int] | None = None,
-        max_epochs: int = 20,
-        batch_size: int = 128,
-        learning_rate: float = 1e-3,
-        random_state: Any = None,
-        n_threads: int | None = None,
-        verbose: int = 0,
-    ) -> None:
-        self.n_components = n_components
-        self.likelihood = likelihood
-        self.beta = beta
-        self.architecture = architecture
-        self.hidden = hidden
-        self.image_shape = image_shape
-        self.max_epochs = max_epochs
-        self.batch_size = batch_size
-        self.learning_rate = learning_rate
-        self.random_state = random_state
-        self.n_threads = n_threads
-        self.verbose = verbose
+    n_components: int = 16
+    _: KW_ONLY
+    likelihood: str = "bernoulli"
+    beta: float = 1.0
 
     def score(self, X: ArrayLike, y: object = None, n_samples: int = 1) -> float:
         """Evidence lower bound in nats, mean over the rows.
@@ -557,7 +484,8 @@ n_threads, verbose
         return {"mean_": np.mean(rows, axis=0, dtype=np.float64).astype(np.float32)}
 
 
-class VQVAE(_Autoencoder):
+@dataclass(eq=False, repr=False)
+class VQVAE(Autoencoder):
     """Rows as a few codes of one codebook, learnt together with what makes and reads them.
 
     Parameters
@@ -576,9 +504,10 @@ class VQVAE(_Autoencoder):
         code was at each position, one more counted for all. "autoregressive": a recurrent network
         over the positions, trained on the codes after the rest.
     prior_epochs : int, default=5
-    architecture, hidden, image_shape, max_epochs, batch_size, learning_rate, random_state, \
-n_threads, verbose
-        As of `AutoencoderCompressor`.
+    architecture, image_shape
+        As of `Autoencoder`.
+    hidden, max_epochs, batch_size, learning_rate, random_state, n_threads, verbose
+        As of `TrainedEstimator`.
 
     Attributes
     ----------
@@ -595,10 +524,6 @@ n_threads, verbose
         To the vectors that are quantized, (n, n_positions, code_features).
     decoder_ : Module
         From codewords, of that shape.
-    history_ : list of dict
-    n_features_in_ : int
-    feature_names_in_ : ndarray
-        Only where the rows came with names.
 
     Examples
     --------
@@ -616,48 +541,17 @@ n_threads, verbose
     True
     """
 
-    def __init__(
-        self,
-        n_codewords: int = 256,
-        *,
-        code_features: int = 16,
-        n_positions: int = 16,
-        gradient: str = "rotation",
-        update: str = "average",
-        decay: float = 0.99,
-        commitment: float = 0.25,
-        metric: str = "euclidean",
-        prior: str = "autoregressive",
-        prior_epochs: int = 5,
-        architecture: str = "dense",
-        hidden: Sequence[int] = (256, 128),
-        image_shape: Sequence[int] | None = None,
-        max_epochs: int = 20,
-        batch_size: int = 128,
-        learning_rate: float = 1e-3,
-        random_state: Any = None,
-        n_threads: int | None = None,
-        verbose: int = 0,
-    ) -> None:
-        self.n_codewords = n_codewords
-        self.code_features = code_features
-        self.n_positions = n_positions
-        self.gradient = gradient
-        self.update = update
-        self.decay = decay
-        self.commitment = commitment
-        self.metric = metric
-        self.prior = prior
-        self.prior_epochs = prior_epochs
-        self.architecture = architecture
-        self.hidden = hidden
-        self.image_shape = image_shape
-        self.max_epochs = max_epochs
-        self.batch_size = batch_size
-        self.learning_rate = learning_rate
-        self.random_state = random_state
-        self.n_threads = n_threads
-        self.verbose = verbose
+    n_codewords: int = 256
+    _: KW_ONLY
+    code_features: int = 16
+    n_positions: int = 16
+    gradient: str = "rotation"
+    update: str = "average"
+    decay: float = 0.99
+    commitment: float = 0.25
+    metric: str = "euclidean"
+    prior: str = "autoregressive"
+    prior_epochs: int = 5
 
     def transform(self, X: ArrayLike) -> NDArray:
         """Codes of rows.
@@ -790,6 +684,7 @@ n_threads, verbose
         if as_word(self.prior, "prior", PRIORS) == "autoregressive":
             prior = CodePrior(self.n_codewords, n_positions)
             epochs = as_count(self.prior_epochs, "prior_epochs")
-            return self._train(prior, codes, seed, epochs).model
+            self._train(prior, _own_loss, codes, seed=seed, max_epochs=epochs)
+            return prior
         counts = torch.nn.functional.one_hot(codes, self.n_codewords).sum(0).double() + 1
         return (counts / counts.sum(1, keepdim=True)).log()

@@ -10,20 +10,20 @@ features in between, through a linear map (Romero et al., "FitNets", ICLR 2015).
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, ClassifierMixin, clone
-from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, validate_data
+from numpy.typing import ArrayLike
+from sklearn.base import clone
+from sklearn.utils.validation import validate_data
 from torch import nn
 from torch.nn import functional as F
 
-from fastvq._validation import as_count, as_nonnegative
-from fastvq.neural.trainer import Trainer, classification_loss, threads_of_torch
-from fastvq.vq._base import random_state_of
+from fastvq._validation import as_nonnegative
+from fastvq.neural.estimators import NetworkClassifier
+from fastvq.neural.trainer import classification_loss
 
 __all__ = [
     "DistilledClassifier",
@@ -134,7 +134,8 @@ def distillation_loss(
     return loss
 
 
-class DistilledClassifier(ClassifierMixin, BaseEstimator):
+@dataclass(eq=False, repr=False)
+class DistilledClassifier(NetworkClassifier):
     """A perceptron that learns from another classifier's probabilities.
 
     Parameters
@@ -148,11 +149,8 @@ class DistilledClassifier(ClassifierMixin, BaseEstimator):
     alpha : float, default=0.9
         Weight of the teacher beside the labels.
     max_epochs : int, default=50
-    batch_size : int, default=128
-    learning_rate : float, default=1e-3
-    random_state : int, RandomState, Generator or None, default=None
-    n_threads : int, optional
-    verbose : int, default=0
+    batch_size, learning_rate, random_state, n_threads, verbose
+        As of `TrainedEstimator`.
 
     Attributes
     ----------
@@ -160,10 +158,6 @@ class DistilledClassifier(ClassifierMixin, BaseEstimator):
         Standardises rows and gives logits.
     teacher_ : estimator
     classes_ : ndarray of shape (n_classes,)
-    history_ : list of dict
-    n_features_in_ : int
-    feature_names_in_ : ndarray
-        Only where the rows came with names.
 
     Examples
     --------
@@ -177,32 +171,13 @@ class DistilledClassifier(ClassifierMixin, BaseEstimator):
     True
     """
 
-    def __init__(
-        self,
-        teacher: Any,
-        *,
-        prefit: bool = False,
-        hidden: Sequence[int] = (64,),
-        temperature: float = 2.0,
-        alpha: float = 0.9,
-        max_epochs: int = 50,
-        batch_size: int = 128,
-        learning_rate: float = 1e-3,
-        random_state: Any = None,
-        n_threads: int | None = None,
-        verbose: int = 0,
-    ) -> None:
-        self.teacher = teacher
-        self.prefit = prefit
-        self.hidden = hidden
-        self.temperature = temperature
-        self.alpha = alpha
-        self.max_epochs = max_epochs
-        self.batch_size = batch_size
-        self.learning_rate = learning_rate
-        self.random_state = random_state
-        self.n_threads = n_threads
-        self.verbose = verbose
+    teacher: Any
+    _: KW_ONLY
+    prefit: bool = False
+    hidden: Sequence[int] = (64,)
+    temperature: float = 2.0
+    alpha: float = 0.9
+    max_epochs: int = 50
 
     def fit(self, X: ArrayLike, y: ArrayLike, X_unlabelled: ArrayLike | None = None):
         """Fit the teacher, where it is to be, and then the network.
@@ -219,48 +194,23 @@ class DistilledClassifier(ClassifierMixin, BaseEstimator):
         self : DistilledClassifier
         """
         temperature, alpha = _checked(self.temperature, self.alpha)
-        X, y = validate_data(self, X, y, dtype=np.float64)
-        check_classification_targets(y)
-        teacher = self.teacher if self.prefit else clone(self.teacher).fit(X, y)
-        classes, labels = np.unique(y, return_inverse=True)
-        if len(classes) < 2:
-            raise ValueError(f"y must have two classes or more, got one class: {classes[0]!r}")
+        X, classes, labels = self._rows_and_labels(X, y)
+        teacher = self.teacher if self.prefit else clone(self.teacher).fit(X, classes[labels])
         if not np.array_equal(teacher.classes_, classes):
             raise ValueError(f"teacher knows the classes {teacher.classes_}, y has {classes}")
         if X_unlabelled is not None:
-            more = validate_data(self, X_unlabelled, reset=False, dtype=np.float64)
+            more = validate_data(self, X_unlabelled, reset=False, dtype=X.dtype)
             X = np.concatenate([X, more])
             labels = np.concatenate([labels, np.full(len(more), -1)])
         targets = np.log(teacher.predict_proba(X).clip(_LEAST_PROBABILITY, 1))
         soft = torch.from_numpy(targets / temperature).float().softmax(1)
-        seed = random_state_of(self.random_state).randint(2**31 - 1)
-        with torch.random.fork_rng(devices=[]), threads_of_torch(self.n_threads):
-            torch.manual_seed(seed)
-            network = perceptron(X, [as_count(h, "hidden") for h in self.hidden], len(classes))
-            trainer = Trainer(
-                network,
-                _mixed_loss(temperature, alpha),
-                optimizer=lambda p: torch.optim.Adam(p, lr=self.learning_rate),
-                max_epochs=self.max_epochs,
-                batch_size=self.batch_size,
-                random_state=seed,
-                verbose=self.verbose,
-            ).fit(torch.from_numpy(X).float(), torch.from_numpy(labels), soft)
+        with self._training() as seed:
+            network = perceptron(X, self._widths(), len(classes))
+            loss = _mixed_loss(temperature, alpha)
+            history = self._train(network, loss, X, labels, soft, seed=seed)
         self.network_, self.teacher_, self.classes_ = network, teacher, classes
-        self.history_ = trainer.history_
+        self.history_ = history
         return self
-
-    def predict_proba(self, X: ArrayLike) -> NDArray[np.float32]:
-        """Probabilities of the classes, (n_samples, n_classes)."""
-        check_is_fitted(self)
-        X = validate_data(self, X, reset=False, dtype=np.float64)
-        with torch.no_grad(), threads_of_torch(self.n_threads):
-            return self.network_.eval()(torch.from_numpy(X).float()).softmax(1).numpy()
-
-    def predict(self, X: ArrayLike) -> NDArray:
-        """The most probable class of each row."""
-        places = self.predict_proba(X).argmax(axis=1)
-        return self.classes_[places]
 
 
 class Standardised(nn.Module):

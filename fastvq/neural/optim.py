@@ -10,8 +10,8 @@ move. So rounding must not lose anything. Either its error is fed back - kept in
 shares of a step of the grid, and added before the next rounding (Seide et al., Interspeech 2014;
 Karimireddy et al., "Error feedback fixes SignSGD", ICML 2019) - or rounding is stochastic.
 
-`IntegerSGD` minimises f(w) over w ∈ scale·ℤᵈ: weights never leave the grid, and a fraction of a step
-is a whole one with that probability, so that the mean is that of gradient descent (Gupta et
+`IntegerSGD` minimises f(w) over w ∈ scale·ℤᵈ: weights never leave the grid, and a fraction of a
+step is a whole one with that probability, so that the mean is that of gradient descent (Gupta et
 al., "Deep learning with limited numerical precision", ICML 2015).
 """
 
