@@ -30,6 +30,7 @@ from fastvq.neural.layers import (
     ResidualVectorQuantize,
     VectorQuantize,
 )
+from fastvq.neural.lstm import CodebookLinear, VQLSTMClassifier, stored_numbers
 from fastvq.neural.optim import EightBit, IntegerSGD
 from fastvq.neural.pruning import GradualPruning, group_lasso, l1
 from fastvq.neural.qat import (
@@ -51,6 +52,7 @@ __all__ = [
     "VQVAE",
     "AutoencoderCompressor",
     "Codebook",
+    "CodebookLinear",
     "DistilledClassifier",
     "Diverged",
     "EightBit",
@@ -68,6 +70,7 @@ __all__ = [
     "TrainState",
     "Trainer",
     "VQClassifier",
+    "VQLSTMClassifier",
     "VariationalAutoencoder",
     "VectorQuantize",
     "classification_loss",
@@ -82,4 +85,5 @@ __all__ = [
     "regression_loss",
     "simulate_exact",
     "soft_target_loss",
+    "stored_numbers",
 ]

@@ -141,26 +141,13 @@ class VQClassifier(NetworkClassifier):
         head = nn.Sequential(nn.Linear(width, 64), nn.ReLU(), nn.Linear(64, n_classes))
         return _Network(encoder, None, head)
 
-    def _quantizer(self, init):
-        return ProductVectorQuantize(
-            self.n_positions * self.code_features,
-            self.n_positions,
-            self.n_codewords,
-            gradient=self.gradient,
-            init=init,
-        )
-
     def _fitted_quantizer(self, network, X):
         """Codebooks fitted to the features of all rows by k-means."""
         network.eval()
-        with torch.no_grad():
-            features = torch.from_numpy(self._by_blocks(network.encoder, X))
-            quantizer = self._quantizer("k-means")
-            for codebook in quantizer.codebooks:
-                codebook.start_rows = 1
-            quantizer(features)
-            books = torch.stack([codebook.codewords for codebook in quantizer.codebooks])
-        return self._quantizer(books)
+        features = torch.from_numpy(self._by_blocks(network.encoder, X))
+        return ProductVectorQuantize.fitted(
+            features, self.n_positions, self.n_codewords, gradient=self.gradient
+        )
 
     def _need_codes(self):
         if self.network_.quantizer is None:

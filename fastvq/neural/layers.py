@@ -302,6 +302,28 @@ class ProductVectorQuantize(_Layer):
             for one in _each(init, n_subspaces, "n_subspaces")
         )
 
+    @classmethod
+    def fitted(cls, features, n_subspaces, n_codewords, **options):
+        """A layer whose codebooks start as those of k-means of all these rows.
+
+        Parameters
+        ----------
+        features : Tensor of shape (n, n_features)
+        n_subspaces, n_codewords : int
+        **options
+            As of the class.
+
+        Returns
+        -------
+        ProductVectorQuantize
+        """
+        sizes = features.shape[1], n_subspaces, n_codewords
+        starting = cls(*sizes, **options, start_rows=1)
+        with torch.no_grad():
+            starting(features)
+        books = torch.stack([book.codewords.detach() for book in starting.codebooks])
+        return cls(*sizes, **options, init=books)
+
     @property
     def _ranges(self):
         return [codebook.n_codewords for codebook in self.codebooks]
