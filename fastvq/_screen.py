@@ -8,6 +8,7 @@ import math
 
 import numpy as np
 
+from fastvq import _threads
 from fastvq._kernels import load
 from fastvq._panels import pack_panels
 
@@ -51,7 +52,8 @@ class Directions:
         sample = np.ascontiguousarray(sample[::step], np.float32)
         self.shift = sample.mean(axis=0, dtype=np.float64).astype(np.float32)
         centred = sample - self.shift
-        self.basis = _leading(centred, self.n_all)
+        with _threads.one_blas_thread():
+            self.basis = _leading(centred, self.n_all)
         total = np.einsum("nd,nd->", centred, centred, dtype=np.float64)
         held = np.square(centred @ self.basis.T.astype(np.float32)).sum(dtype=np.float64)
         self.energy = held / total if total > 0 else 0.0

@@ -13,6 +13,7 @@ survive it: the child waits for them for ever at its first region with more than
 import functools
 import math
 import os
+from contextlib import nullcontext
 from operator import index
 from pathlib import Path
 
@@ -32,6 +33,20 @@ _VARIABLE = "FASTVQ_NUM_THREADS"
 
 _setting: int | None = None
 _forked = False
+
+
+def one_blas_thread():
+    """A context in which BLAS and LAPACK stay on one thread.
+
+    The bits of their results depend on their threads; and for matrices of some hundred columns
+    their threads cost more than they bring. Where another process holds a CPU, LAPACK may wait for
+    its own threads a hundred times as long as it computes.
+    """
+    try:
+        from threadpoolctl import threadpool_limits
+    except ImportError:  # where only NumPy is installed
+        return nullcontext()
+    return threadpool_limits(1, user_api="blas")
 
 
 def set_num_threads(n_threads: int | None) -> None:

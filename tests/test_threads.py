@@ -217,3 +217,30 @@ def test_available_cpus(quota, expected, monkeypatch):
     monkeypatch.setattr(_threads, "_cgroup_cpus", lambda: quota)
     monkeypatch.setattr(_threads.os, "sched_getaffinity", lambda pid: {0, 2, 5, 7}, raising=False)
     assert _threads.available_cpus() == expected
+
+
+def test_blas_stays_on_one_thread(monkeypatch):
+    """Its threads wait for each other a hundred times as long as they compute on a busy machine."""
+    from threadpoolctl import threadpool_info, threadpool_limits
+
+    from fastvq import ResidualQuantizer, VectorQuantizer, _screen
+
+    seen = []
+
+    def noting(function):
+        def noted(*arguments, **named):
+            pools = threadpool_info()
+            seen.append({p["num_threads"] for p in pools if p["user_api"] == "blas"})
+            return function(*arguments, **named)
+
+        return noted
+
+    monkeypatch.setattr(_screen, "_leading", noting(_screen._leading))
+    monkeypatch.setattr(np.linalg, "eigh", noting(np.linalg.eigh))
+    rng = np.random.default_rng(0)
+    X = (rng.normal(size=(20_000, 64)) * np.arange(1, 65) ** -1.0).astype(np.float32)
+    with threadpool_limits(2, user_api="blas"):
+        VectorQuantizer(256, init="random", max_iter=2, random_state=0).fit(X)
+        ResidualQuantizer(2, 4, max_iter=2, random_state=0).fit(X)
+    assert len(seen) > 1
+    assert all(found <= {1} for found in seen)

@@ -15,9 +15,8 @@ some products of small matrices.
 """
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
-from fastvq import kernels
+from fastvq import _threads, kernels
 from fastvq.vq._base import code_dtype
 from fastvq.vq._rows import ordered_sum, spans
 
@@ -98,7 +97,7 @@ def opq(fit, scale):
     parameters are those of the estimator.)
     """
     # Results of LAPACK and BLAS depend on their threads.
-    with threadpool_limits(1, user_api="blas"):
+    with _threads.one_blas_thread():
         rotation = _parametric_start(fit, scale)
         codebooks = [
             outcome.codebook

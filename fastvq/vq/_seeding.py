@@ -31,7 +31,7 @@ gives the same codewords at any number of threads.
 
 import numpy as np
 
-from fastvq import kernels
+from fastvq import _threads, kernels
 from fastvq._validation import allocate, as_codebook
 from fastvq.vq._rows import Rows, draw_positions, spans
 
@@ -234,7 +234,9 @@ def _leading_directions(rows):
     weight = np.ones(len(sample)) if rows.weight is None else rows.weight[positions]
     sample -= np.average(sample, axis=0, weights=weight)
     sample *= np.sqrt(weight / weight.max())[:, None]
-    return np.linalg.eigh(sample.T @ sample)[1][:, : -_DIRECTIONS - 1 : -1].T
+    with _threads.one_blas_thread():
+        directions = np.linalg.eigh(sample.T @ sample)[1]
+    return directions[:, : -_DIRECTIONS - 1 : -1].T
 
 
 def _seen_from(rows, directions):

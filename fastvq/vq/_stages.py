@@ -10,9 +10,8 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import linalg
-from threadpoolctl import threadpool_limits
 
-from fastvq import kernels
+from fastvq import _threads, kernels
 from fastvq._validation import as_codebook, as_codes, as_count, as_rows
 from fastvq.vq._base import codebook_dtype
 from fastvq.vq._rows import Rows, _ChangedRows, ordered_sum, rows_of, spans
@@ -222,7 +221,7 @@ def _meetings(codes, sizes, weight):
 
 def _solve(table, wanted, ridge):
     table[np.diag_indices_from(table)] += ridge
-    with threadpool_limits(1, user_api="blas"):  # the bits must not depend on threads
+    with _threads.one_blas_thread():  # the bits must not depend on threads
         return linalg.solve(table, wanted, assume_a="pos", overwrite_a=True)
 
 

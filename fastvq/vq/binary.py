@@ -18,7 +18,6 @@ from functools import partial
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import linalg
-from threadpoolctl import threadpool_limits
 
 from fastvq import _threads, kernels
 from fastvq._progress import Progress
@@ -172,7 +171,7 @@ class BinaryQuantizer(BaseQuantizer):
             rows = _Centred(rows, weight, dtype, self.center, _threads.effective(self.n_threads))
             rng = random_state_of(self.random_state)
             # What BLAS and LAPACK make of a matrix depends on their threads.
-            with threadpool_limits(1, user_api="blas"):
+            with _threads.one_blas_thread():
                 if word == "random":
                     planes, n_iter = _random_planes(n_bits, d, rng), 1
                 else:
