@@ -633,7 +633,3 @@ def _warnings_as_lines():
     with warnings.catch_warnings():
         warnings.showwarning = show
         yield
-
-
-if __name__ == "__main__":
-    sys.exit(main())

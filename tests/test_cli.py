@@ -32,7 +32,7 @@ COMMANDS = [
     "check",
     "run",
 ]
-PROGRAM = [sys.executable, "-m", "fastvq.cli"]
+PROGRAM = [sys.executable, "-m", "fastvq"]
 # A program started in another folder finds the package that is tested, installed or not.
 SOURCE = str(Path(fastvq.__file__).parents[1])
 

@@ -144,7 +144,35 @@ def test_operators_out(case):
 def test_every_integer_operator_is_exported_and_tried():
     prefixes = ("Q", "Dynamic")
     names = {name for name in operators() if name.startswith(prefixes)} | {"Quantize", "Dequantize"}
-    assert {case[0] for case in CASES.values()} == names
+    assert {case[0] for case in CASES.values()} | set(RECURRENT) == names
+
+
+# Gates that the rows of a weight hold, and bias vectors.
+RECURRENT = {"DynamicLSTM": (4, 1), "DynamicGRU": (3, 2)}
+
+
+@pytest.mark.parametrize("operator", RECURRENT)
+def test_layers_with_a_state_out(operator):
+    """In ONNX their weights are the same, while rows and states are not rounded there."""
+    gates, biases = RECURRENT[operator]
+    n_rows, n_in, units = 2 * gates * 9, 12, 9
+    weights = [whole(n_rows, n_in), whole(n_rows, units)]
+    scales = [RNG.uniform(0.5, 1, n_rows).astype(np.float32) / 300 for _ in weights]
+    starts = [real(2, gates * units) / 4 for _ in range(biases)]
+    arrays = [*weights, *scales, *starts]
+    names = [f"c{i}" for i in range(len(arrays))]
+    x, attributes = real(30, 6, n_in), {"direction": "bidirectional"}
+    model = CompressedModel(
+        Graph(
+            [Node(operator, ["x", *names], ["y"], attributes)],
+            [Value("x", "float32", ("N", 6, n_in))],
+            [Value("y", "float32", ("N", 6, 2, units))],
+            {name: Raw(a) for name, a in zip(names, arrays, strict=True)},
+        )
+    )
+    ours, theirs = model(x), answers(model.to_onnx(), x=x)
+    assert np.square(ours - theirs).mean() < 1e-3 * np.square(theirs).mean()
+    assert np.square(theirs).mean() > 0.01
 
 
 @pytest.mark.parametrize("zeros", [None, whole(6)])

@@ -360,7 +360,7 @@ def use_models(python, folder, **environment):
     result = subprocess.run([python, "-c", USE_MODELS], **arguments)
     assert result.returncode == 0, result.stderr
     np.testing.assert_allclose(np.load(folder / "y.npy"), model(rows), rtol=1e-5)
-    command = [python, "-m", "fastvq.cli", "run", "model.fvq", "x.npy", "-o", "z.npy"]
+    command = [python, "-m", "fastvq", "run", "model.fvq", "x.npy", "-o", "z.npy"]
     result_of_command = subprocess.run(command, **arguments)
     assert result_of_command.returncode == 0, result_of_command.stderr
     np.testing.assert_array_equal(np.load(folder / "z.npy"), np.load(folder / "y.npy"))
