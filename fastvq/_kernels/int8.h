@@ -12,32 +12,10 @@
 #define FASTVQ_INT8_H
 
 #include "dot.h"
+#include "rounded.h"
 
 enum { TO_INT32, TO_INT8, TO_FLOAT };
 enum { FROM_INT8, FROM_FLOAT, FROM_PATCHES };
-/* a * b, rounded, whatever is done to it next. */
-INLINE f32_lanes product(f32_lanes a, f32_lanes b)
-{
-    f32_lanes rounded = a * b;
-    OPAQUE(rounded);
-    return rounded;
-}
-
-/* To the nearest integer, of two to the even one, for |x| below 2^22: adding 1.5 * 2^23 leaves no
- * bits for a fraction. The same instructions on every level. */
-INLINE i32_lanes nearest(f32_lanes x)
-{
-    const float shift = 12582912.0f;
-    f32_lanes moved = x + shift;
-    OPAQUE(moved);
-    return (i32_lanes)moved - 0x4B400000;
-}
-
-INLINE f32_lanes clamped(f32_lanes x, float low, float high)
-{
-    /* the bound comes second: a NaN becomes the bound on x86; callers keep NaN away */
-    return f32_min(f32_max(x, (f32_lanes){0} + low), (f32_lanes){0} + high);
-}
 
 /* ---- rows of floats to rows of bytes -------------------------------------------------------- */
 
@@ -292,12 +270,8 @@ INLINE void finish_float(const Job *job, const int32_t *sums, int64_t at, const 
             memcpy(&bias, job->bias + place, sizeof bias);
             real += bias;
         }
-        /* NaN stays: a bound replaces a value only where it is beaten */
-        i32_lanes under = real < job->low, over = real > job->high;
-        i32_lanes bits = (under & (i32_lanes)((f32_lanes){0} + job->low)) |
-                         (over & (i32_lanes)((f32_lanes){0} + job->high)) |
-                         (~(under | over) & (i32_lanes)real);
-        memcpy(out + v * F32_LANES, &bits, sizeof bits);
+        real = bounded(real, job->low, job->high);
+        memcpy(out + v * F32_LANES, &real, sizeof real);
     }
 }
 

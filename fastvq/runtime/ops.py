@@ -32,8 +32,9 @@ class Form(NamedTuple):
 class Operator:
     """A row of the table: the meaning, the shape rule, and what a node of it may look like."""
 
-    def __init__(self, name: str, compute: Callable, weights: tuple[int, ...], n_outputs: int):
+    def __init__(self, name: str, compute: Callable, weights: tuple, n_outputs: int, encoded=()):
         self.name, self.compute, self.weights, self.n_outputs = name, compute, weights, n_outputs
+        self.encoded = encoded
         self.__doc__ = compute.__doc__
         parameters = inspect.signature(compute).parameters.values()
         places = [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
@@ -95,11 +96,16 @@ def operators() -> dict[str, Operator]:
     return _OPERATORS
 
 
-def operator(name: str, *, weights: tuple[int, ...] = (), n_outputs: int = 1):
-    """Decorator that makes a NumPy function an operator; `n_outputs` 0 is any number."""
+def operator(
+    name: str, *, weights: tuple[int, ...] = (), n_outputs: int = 1, encoded: tuple[int, ...] = ()
+):
+    """Decorator that makes a NumPy function an operator; `n_outputs` 0 is any number.
+
+    Inputs at the places `encoded` come as they are stored: as EncodedTensor, not as arrays.
+    """
 
     def enter(compute):
-        _OPERATORS[name] = Operator(name, compute, weights, n_outputs)
+        _OPERATORS[name] = Operator(name, compute, weights, n_outputs, encoded)
         return _OPERATORS[name]
 
     return enter

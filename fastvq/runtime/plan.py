@@ -151,7 +151,7 @@ class Plan:
             if max((_nbytes(form) for form in forms), default=0) > _MOST_BYTES:
                 raise ValueError("its output is larger than any memory")
             if node.operator == "Shape" or all(t is None or t.known for t in inputs):
-                arrays = [None if t is None else _stand_in(t) for t in inputs]
+                arrays = _arrays(operator, inputs, _stand_in)
                 values = operator.run(arrays, node.attributes)
                 pairs = zip(node.outputs, values, strict=False)
                 # Kernels read values where they lie: not the views that some definitions give.
@@ -312,8 +312,9 @@ class _Frame:
             raise type(error)(f"{node}: {error}")
 
     def _run_definition(self, step, moving):
-        arrays = [None if t is None else self._array(t, moving) for t in step.inputs]
-        results = operators()[step.node.operator].run(arrays, step.node.attributes)
+        operator = operators()[step.node.operator]
+        arrays = _arrays(operator, step.inputs, lambda tensor: self._array(tensor, moving))
+        results = operator.run(arrays, step.node.attributes)
         for tensor, result in zip(step.outputs, results, strict=False):
             if tensor.root in self._plan._moving or tensor.root in self._plan._offsets:
                 self._array(tensor, moving)[...] = result
@@ -366,6 +367,14 @@ def _written(step):
 
 def _nbytes(form):
     return math.prod(form.shape) * form.dtype.itemsize
+
+
+def _arrays(operator, tensors, array_of):
+    """What a definition takes: None, arrays, and encoded tensors where it wants those."""
+    return [
+        None if t is None else t.encoded if i in operator.encoded else array_of(t)
+        for i, t in enumerate(tensors)
+    ]
 
 
 def _stand_in(tensor):

@@ -21,7 +21,7 @@ __all__ = ["KernelCall", "compiled", "kernel", "lowering", "lowering_of", "modul
 
 _MODULES = (
     *("products", "pointwise", "movement", "reductions", "recurrent", "distances", "trees"),
-    "integers",
+    *("integers", "codes"),
 )
 _LOWERINGS: dict[str, Callable] = {}
 

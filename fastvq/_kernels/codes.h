@@ -1,0 +1,284 @@
+/* Products of rows with weights of few bits, looked up in registers and multiplied as bytes.
+ *
+ * A row of floats becomes bytes from -127 to 127, a scale for each group of columns. Of the weights
+ * a panel is as many outputs as there are 32-bit lanes; in a block of CODES_BLOCK columns each lane
+ * has 8 quads of codes, and a vector of memory holds 1, 2 or 4 quads of every lane, in the bits of
+ * its bytes from the lowest on. A byte shuffle turns codes into levels, which are not negative and
+ * within 7 bits; their origin is taken back with the sum of the row's bytes. So one memory-bound
+ * row reads half a byte a weight and spends three or four instructions on 32 of them.
+ *
+ * Sums of a group are exact; what is made of them is rounded the same on every level:
+ *
+ *     y = (sum over groups, in order, of (float(sum) * row scale) * weight scale) * unit + bias
+ *
+ * Exact without VNNI: levels up to L and bytes up to 127 give sums of two products (vpmaddubsw) of
+ * at most 254 L in 16 bits, of which 32767 / (254 L) may be added before they are widened.
+ */
+#ifndef FASTVQ_CODES_H
+#define FASTVQ_CODES_H
+
+#include <string.h>
+
+#include "rounded.h"
+
+enum { CODES_BLOCK = 32, CODES_QUADS = CODES_BLOCK / 4, CODES_ROWS = 4 };
+#if defined(__AVX2__) || defined(__aarch64__)
+enum { CODES_SHUFFLE = 1 };
+#else
+enum { CODES_SHUFFLE = 0 }; /* panels hold levels, a byte each */
+#endif
+
+typedef uint8_t u8_lanes __attribute__((vector_size(LANE_BYTES)));
+
+typedef struct {
+    const int8_t *x;        /* (rows, groups * blocks * CODES_BLOCK) */
+    const float *row_scale; /* (rows, groups) */
+    const int32_t *row_sum; /* (rows, groups): of the bytes of x */
+    const uint8_t *panels;  /* (panels, groups, blocks, CODES_QUADS * LANE_BYTES * bits / 8) */
+    const uint8_t *table;   /* (16,): the level of a code; NULL where a code is its own level */
+    const uint16_t *scales; /* (panels, groups, F32_LANES): float16 */
+    const uint8_t *points;  /* the same: origins of levels; NULL where it is `origin` */
+    const float *bias;      /* (panels, F32_LANES) or NULL */
+    int64_t rows, groups, blocks, columns;
+    int bits;               /* of a code in a panel: 2, 4 or 8 */
+    int depth;              /* vpmaddubsw that may be added in 16 bits: 1, 2, 4, 8 */
+    int32_t origin;
+    float unit, low, high;
+    float *y;               /* (rows, columns) */
+} Codes;
+
+/* ---- the primitives of each level ----------------------------------------------------------- */
+
+INLINE u8_lanes codes_lookup(u8_lanes table, u8_lanes codes)
+{
+#if defined(__AVX512BW__)
+    return (u8_lanes)_mm512_shuffle_epi8((__m512i)table, (__m512i)codes);
+#elif defined(__AVX2__)
+    return (u8_lanes)_mm256_shuffle_epi8((__m256i)table, (__m256i)codes);
+#elif defined(__aarch64__)
+    return (u8_lanes)vqtbl1q_u8((uint8x16_t)table, (uint8x16_t)codes);
+#else
+    return codes;
+#endif
+}
+
+/* sum + the products of levels with the quads of a row, four to a lane. On AVX2 in two parts:
+ * `partial`, in 16 bits, which `codes_widened` adds to sums. */
+INLINE i32_lanes codes_dot(i32_lanes sum, u8_lanes levels, i32_lanes quad)
+{
+#if defined(__AVX512VNNI__) && defined(__AVX512F__)
+    return (i32_lanes)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)levels, (__m512i)quad);
+#elif defined(__AVX2__)
+    return (i32_lanes)_mm256_add_epi16((__m256i)sum,
+                                       _mm256_maddubs_epi16((__m256i)levels, (__m256i)quad));
+#elif defined(__ARM_FEATURE_DOTPROD)
+    return (i32_lanes)vdotq_s32((int32x4_t)sum, (int8x16_t)levels, (int8x16_t)quad);
+#elif defined(__aarch64__)
+    int8x16_t a = (int8x16_t)levels, b = (int8x16_t)quad;
+    int32x4_t low = vpaddlq_s16(vmull_s8(vget_low_s8(a), vget_low_s8(b)));
+    int32x4_t high = vpaddlq_s16(vmull_high_s8(a, b));
+    return sum + (i32_lanes)vpaddq_s32(low, high);
+#elif defined(__SSE2__)
+    __m128i a = (__m128i)levels, b = (__m128i)quad, zero = _mm_setzero_si128();
+    __m128i sign = _mm_cmpgt_epi8(zero, b);
+    __m128i low = _mm_madd_epi16(_mm_unpacklo_epi8(a, zero), _mm_unpacklo_epi8(b, sign));
+    __m128i high = _mm_madd_epi16(_mm_unpackhi_epi8(a, zero), _mm_unpackhi_epi8(b, sign));
+    __m128 even = _mm_shuffle_ps((__m128)low, (__m128)high, 0x88);
+    __m128 odd = _mm_shuffle_ps((__m128)low, (__m128)high, 0xdd);
+    return sum + (i32_lanes)even + (i32_lanes)odd;
+#endif
+}
+
+#if defined(__AVX2__) && !(defined(__AVX512VNNI__) && defined(__AVX512F__))
+enum { CODES_PARTIAL = 1 };
+INLINE i32_lanes codes_widened(i32_lanes sum, i32_lanes partial)
+{
+    return sum + (i32_lanes)_mm256_madd_epi16((__m256i)partial, _mm256_set1_epi16(1));
+}
+#else
+enum { CODES_PARTIAL = 0 };
+INLINE i32_lanes codes_widened(i32_lanes sum, i32_lanes partial) { return sum + partial; }
+#endif
+
+INLINE f32_lanes codes_scales(const uint16_t *at)
+{
+#if defined(__AVX512F__)
+    return (f32_lanes)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)at));
+#elif defined(__F16C__)
+    return (f32_lanes)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)at));
+#elif defined(__aarch64__)
+    return (f32_lanes)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(at)));
+#else
+    f32_lanes values;
+    for (int lane = 0; lane < F32_LANES; lane++) {
+        /* exponent and digits to their places, then out of float16's range into float32's */
+        uint32_t bits = (uint32_t)(at[lane] & 0x7fff) << 13;
+        float value;
+        memcpy(&value, &bits, sizeof value);
+        value *= 0x1p112f;
+        values[lane] = at[lane] & 0x8000 ? -value : value;
+    }
+    return values;
+#endif
+}
+
+/* ---- rows ----------------------------------------------------------------------------------- */
+
+/* A group of a row: codes OUT (room, a multiple of CODES_BLOCK, zeros after `width`), and what they
+ * count in, at least 2^-126; NaN where a value is NaN or infinite. The sum of the codes. */
+INLINE int32_t codes_quantize(const float *x, int64_t width, int64_t room, int8_t *codes,
+                              float *scale)
+{
+    float largest = 0, wrong = 0;
+    for (int64_t i = 0; i < width; i++) {
+        float size = x[i] < 0 ? -x[i] : x[i];
+        largest = size > largest ? size : largest;
+    }
+    for (int64_t i = 0; i < width; i++) wrong = x[i] - x[i] != 0 ? 1 : wrong;
+    memset(codes, 0, (size_t)room);
+    *scale = __builtin_nanf("");
+    if (wrong) return 0;
+    float step = largest / 127.0f;
+    if (step < 0x1p-126f) step = 0x1p-126f;
+    *scale = step;
+    float by = 1.0f / step;
+    int32_t sum = 0;
+    for (int64_t i = 0; i < width; i++) {
+        float real = x[i] * by; /* at most 127 and a little; to the nearest, ties to even */
+        real = real > 127.0f ? 127.0f : real < -127.0f ? -127.0f : real;
+        float moved = real + 12582912.0f;
+        int32_t q;
+        memcpy(&q, &moved, sizeof q);
+        q -= 0x4B400000;
+        codes[i] = (int8_t)q;
+        sum += q;
+    }
+    return sum;
+}
+
+/* ---- a panel -------------------------------------------------------------------------------- */
+
+INLINE i32_lanes codes_quad(const int8_t *x)
+{
+    int32_t quad;
+    memcpy(&quad, x, sizeof quad);
+    return (i32_lanes){0} + quad;
+}
+
+/* Sums of a block for `rows` rows, whose bytes lie `stride` apart. */
+INLINE void codes_block(int rows, int bits, int depth, int lookup, u8_lanes table,
+                        const uint8_t *panel, const int8_t *x, int64_t stride, i32_lanes *sum)
+{
+    const int parts = 8 / bits;
+    i32_lanes partial[CODES_ROWS];
+    UNROLL for (int i = 0; i < rows; i++) partial[i] = CODES_PARTIAL ? (i32_lanes){0} : sum[i];
+    UNROLL for (int load = 0; load < CODES_QUADS / parts; load++) {
+        u8_lanes bytes;
+        memcpy(&bytes, panel + load * LANE_BYTES, sizeof bytes);
+        UNROLL for (int part = 0; part < parts; part++) {
+            const int number = load * parts + part;
+            u8_lanes levels = bytes;
+            if (bits < 8) {
+                /* shifted in 16 bits: what comes in from the neighbour is masked away */
+                typedef uint16_t u16_lanes __attribute__((vector_size(LANE_BYTES)));
+                levels = (u8_lanes)((u16_lanes)bytes >> (part * bits));
+                levels &= (uint8_t)((1 << bits) - 1);
+            }
+            if (lookup) levels = codes_lookup(table, levels);
+            UNROLL for (int i = 0; i < rows; i++) {
+                partial[i] = codes_dot(partial[i], levels, codes_quad(x + i * stride + 4 * number));
+                if (CODES_PARTIAL && (number + 1) % depth == 0) {
+                    sum[i] = codes_widened(sum[i], partial[i]);
+                    partial[i] = (i32_lanes){0};
+                }
+            }
+        }
+    }
+    if (!CODES_PARTIAL) UNROLL for (int i = 0; i < rows; i++) sum[i] = partial[i];
+}
+
+/* One panel by `rows` rows from `row` on. */
+INLINE void codes_panel(int rows, int bits, int depth, int lookup, const Codes *job, int64_t panel,
+                        int64_t row)
+{
+    const int64_t groups = job->groups, blocks = job->blocks;
+    const int64_t width = groups * blocks * CODES_BLOCK;
+    const int64_t step = CODES_QUADS * LANE_BYTES * bits / 8;
+    const uint8_t *at = job->panels + panel * groups * blocks * step;
+    const int8_t *x = job->x + row * width;
+    const int64_t first = panel * F32_LANES;
+    f32_lanes total[CODES_ROWS];
+    u8_lanes table = {0};
+    if (lookup)
+        for (int i = 0; i < LANE_BYTES; i++) table[i] = job->table[i % 16];
+    UNROLL for (int i = 0; i < rows; i++) total[i] = (f32_lanes){0};
+    for (int64_t g = 0; g < groups; g++) {
+        i32_lanes sum[CODES_ROWS];
+        UNROLL for (int i = 0; i < rows; i++) sum[i] = (i32_lanes){0};
+        for (int64_t block = 0; block < blocks; block++) {
+            codes_block(rows, bits, depth, lookup, table, at, x, width, sum);
+            at += step;
+            x += CODES_BLOCK;
+        }
+        f32_lanes scale = codes_scales(job->scales + (panel * groups + g) * F32_LANES);
+        i32_lanes origin = (i32_lanes){0} + job->origin;
+        if (job->points)
+            for (int lane = 0; lane < F32_LANES; lane++)
+                origin[lane] = job->points[(panel * groups + g) * F32_LANES + lane];
+        UNROLL for (int i = 0; i < rows; i++) {
+            int64_t place = (row + i) * groups + g;
+            i32_lanes exact = sum[i] - origin * job->row_sum[place];
+            f32_lanes real = __builtin_convertvector(exact, f32_lanes);
+            real = product(real, (f32_lanes){0} + job->row_scale[place]);
+            total[i] += product(real, scale);
+        }
+    }
+    f32_lanes bias = {0};
+    if (job->bias) memcpy(&bias, job->bias + first, sizeof bias);
+    int64_t count = job->columns - first < F32_LANES ? job->columns - first : F32_LANES;
+    UNROLL for (int i = 0; i < rows; i++) {
+        f32_lanes y = product(total[i], (f32_lanes){0} + job->unit);
+        if (job->bias) y += bias;
+        y = bounded(y, job->low, job->high);
+        memcpy(job->y + (row + i) * job->columns + first, &y, (size_t)count * sizeof(float));
+    }
+}
+
+/* ---- which of the tiles --------------------------------------------------------------------- */
+
+#define CODES_CASE(bits, depth, lookup)                                                         \
+    static void codes_##bits##_##depth##_##lookup(const Codes *job, int64_t panel)              \
+    {                                                                                           \
+        int64_t row = 0;                                                                        \
+        for (; row + 4 <= job->rows; row += 4)                                                  \
+            codes_panel(4, bits, depth, lookup, job, panel, row);                               \
+        if (row + 2 <= job->rows) {                                                             \
+            codes_panel(2, bits, depth, lookup, job, panel, row);                               \
+            row += 2;                                                                           \
+        }                                                                                       \
+        if (row < job->rows) codes_panel(1, bits, depth, lookup, job, panel, row);              \
+    }
+
+#if defined(__AVX2__) || defined(__aarch64__)
+CODES_CASE(2, 8, 0)
+CODES_CASE(2, 1, 1)
+CODES_CASE(4, 8, 0)
+CODES_CASE(4, 1, 1)
+CODES_CASE(4, 2, 1)
+#endif
+CODES_CASE(8, 1, 0)
+CODES_CASE(8, 4, 0)
+
+/* Panels first .. last of all rows. */
+static void codes_panels(const Codes *job, int64_t first, int64_t last)
+{
+    void (*run)(const Codes *, int64_t) = job->depth >= 4 ? codes_8_4_0 : codes_8_1_0;
+#if defined(__AVX2__) || defined(__aarch64__)
+    if (job->bits == 2) run = job->table ? codes_2_1_1 : codes_2_8_0;
+    if (job->bits == 4)
+        run = !job->table ? codes_4_8_0 : job->depth >= 2 ? codes_4_2_1 : codes_4_1_1;
+#endif
+    for (int64_t panel = first; panel < last; panel++) run(job, panel);
+}
+
+#endif
