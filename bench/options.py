@@ -25,6 +25,7 @@ SUITES = (
     "search",
     "int8",
     "int8models",
+    "fewbits",
     "runtime",
     "training",
     "memory",
