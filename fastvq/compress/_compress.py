@@ -11,7 +11,7 @@ from fastvq.runtime.ops import operators
 
 __all__ = ["SCHEMES", "compress"]
 
-_FEW_BITS = ("int4", "codebook", "product", "sign")
+_FEW_BITS = ("int4", "codebook", "product", "sign", "auto")
 SCHEMES = ("float32", "float16", "int8", *_FEW_BITS)
 
 
@@ -39,7 +39,7 @@ def compress(
         finds ranges on them; they should not be those that the model is judged by.
     y : array-like, optional
         What the examples are, by which "int8" tells scores, and keeps to a `max_drop`.
-    scheme : {"float32", "float16", "int8", "int4", "codebook", "product", "sign"}
+    scheme : {"float32", "float16", "int8", "int4", "codebook", "product", "sign", "auto"}
         How weights are stored. float16 halves the file; weights are rounded to 11 bits, and
         computed with as float32. A tensor with values beyond its range stays float32. int8 makes
         it four times smaller, and layers multiply integers: see :class:`ModelQuantizer`. The others

@@ -13,11 +13,12 @@ from typing import NamedTuple
 import numpy as np
 
 from fastvq.compress import stats
+from fastvq.runtime.definitions.codes import has_levels, levels_fit
 from fastvq.runtime.encoding import EncodedTensor, Raw
 from fastvq.runtime.graph import Graph, Node
 from fastvq.runtime.ops import operators
 
-__all__ = ["Weight", "importances", "replaced", "weights_of"]
+__all__ = ["SMALLEST", "Weight", "coded_layers", "importances", "replaced", "weights_of"]
 
 SMALLEST = 1024  # values of a weight that is worth a codebook or scales
 _RECURRENT = ("LSTM", "GRU", "RNN")
@@ -123,3 +124,21 @@ def _reads_columns(node, place):
 def replaced(graph: Graph, tensors: Mapping[str, EncodedTensor]) -> Graph:
     """The graph with these constants in place of those of the same names."""
     return graph.with_constants(tensors)
+
+
+def coded_layers(graph: Graph) -> Graph:
+    """The graph with dense layers that multiply whole numbers, where their weights are such."""
+    return Graph(
+        [_coded(node, graph) for node in graph.nodes], graph.inputs, graph.outputs, graph.constants
+    )
+
+
+def _coded(node, graph):
+    if node.operator != "Dense":
+        return node
+    weight, *bias = (graph.constants.get(name) for name in node.inputs[1:] if name)
+    if weight is None or not has_levels(weight) or not levels_fit(weight):
+        return node
+    if any(not isinstance(b, Raw) or b.dtype != np.float32 for b in bias):
+        return node
+    return Node("CodedDense", node.inputs, node.outputs, node.attributes, node.name)

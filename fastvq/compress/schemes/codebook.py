@@ -15,6 +15,7 @@ import numpy as np
 
 from fastvq import kernels
 from fastvq.compress.schemes.grids import Grid, Groups, inverse, stored
+from fastvq.runtime.bits import packed_size
 from fastvq.runtime.codebook import Codebook
 
 __all__ = ["CodebookScheme"]
@@ -39,6 +40,11 @@ class CodebookScheme(NamedTuple):
     bits: int = 4
     group: int = 64
     per: str = "tensor"
+
+    def nbytes(self, n_rows, width) -> int:
+        """Bytes of a weight of this form; of one codebook."""
+        n_rows, groups = round(n_rows), Groups(width, self.group)
+        return packed_size(n_rows * width, self.bits) + 2 * n_rows * groups.n + (1 << self.bits)
 
     def fit(self, matrix, importance=None) -> Grid:
         groups = Groups(matrix.shape[1], self.group)

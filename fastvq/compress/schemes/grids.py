@@ -10,11 +10,13 @@ mean square of what a layer reads there, the diagonal of its Hessian.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from fastvq.runtime.coded import Coded, float16_scales
 
-__all__ = ["Grid", "Groups", "encoded"]
+__all__ = ["Grid", "Groups", "encoded", "matrix_of"]
 
 _AT_ONCE = 1 << 21  # values that are worked on at a time
 
@@ -55,15 +57,22 @@ def encoded(scheme, weight, *, importance=None, leading=1) -> Coded:
 
     Parameters
     ----------
-    scheme : with `fit(matrix, importance) -> Grid`
+    scheme : with `fit(matrix, importance) -> Grid`, or with `encode(weight) -> EncodedTensor`
     weight : ndarray of float32
     importance : ndarray of float64 (width,), optional
     leading : int
         Axes of the weight that count rows.
     """
-    matrix = weight.reshape(int(np.prod(weight.shape[:leading])), -1)
+    if not hasattr(scheme, "fit"):  # no codes
+        return scheme.encode(weight)
+    matrix = matrix_of(weight, leading)
     grid = scheme.fit(matrix, importance)
     return grid.tensor(weight.shape, grid.nearest(0, matrix), leading)
+
+
+def matrix_of(weight, leading=1):
+    """A weight as rows, counted by its first axes."""
+    return weight.reshape(math.prod(weight.shape[:leading]), -1)
 
 
 class Groups:

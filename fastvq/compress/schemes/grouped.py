@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fastvq.compress.schemes.grids import Grid, Groups, inverse, stored
+from fastvq.runtime.bits import packed_size
 from fastvq.runtime.grouped import Grouped
 
 __all__ = ["GroupedScheme"]
@@ -37,6 +38,12 @@ class GroupedScheme(NamedTuple):
     bits: int = 4
     group: int = 64
     symmetric: bool = True
+
+    def nbytes(self, n_rows, width) -> int:
+        """Bytes of a weight of this form."""
+        n_rows, groups = round(n_rows), Groups(width, self.group)
+        points = 0 if self.symmetric else packed_size(n_rows * groups.n, self.bits)
+        return packed_size(n_rows * width, self.bits) + 2 * n_rows * groups.n + points
 
     def fit(self, matrix, importance=None) -> Grid:
         groups = Groups(matrix.shape[1], self.group)

@@ -45,7 +45,7 @@ class ProductScheme(NamedTuple):
         weights[: groups.width] = groups.weights(importance).reshape(-1)[: groups.width]
         scales = _row_scales(matrix, weights[: groups.width])
         rest = _cut(matrix * inverse(scales), self.d)
-        weights, heights = weights.reshape(-1, self.d), (scales[:, 0] ** 2).astype(np.float64)
+        weights, heights = weights.reshape(-1, self.d), scales[:, 0].astype(np.float64) ** 2
         heights *= inverse(heights.max(initial=0))
         books = []
         for _ in range(self.stages):

@@ -18,8 +18,9 @@ from fastvq.runtime.definitions.integers import _bounded
 from fastvq.runtime.grouped import Grouped
 from fastvq.runtime.ops import operator
 
-__all__ = ["has_levels", "levels_of", "quantized_groups"]
+__all__ = ["has_levels", "levels_fit", "levels_of", "quantized_groups"]
 
+_MOST_LEVEL = 127
 _WIDEST = 1 << 16  # columns of a group: 127 · 255 each, in 32 bits
 
 
@@ -38,6 +39,13 @@ def has_levels(weight) -> bool:
         and 0 not in weight.shape
         and (weight.group or weight.width) <= _WIDEST
     )
+
+
+def levels_fit(weight) -> bool:
+    """Whether levels lie within 7 bits of each other: those that kernels multiply."""
+    if isinstance(weight, Codebook):
+        return int(np.ptp(weight.codewords.astype(np.int64))) <= _MOST_LEVEL
+    return (1 << weight.bits) - 1 <= _MOST_LEVEL
 
 
 def levels_of(weight: Coded, first=0, stop=None) -> np.ndarray:

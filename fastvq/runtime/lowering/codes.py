@@ -8,10 +8,9 @@ import numpy as np
 
 from fastvq.runtime import registry
 from fastvq.runtime.codebook import Codebook
-from fastvq.runtime.definitions.codes import has_levels
+from fastvq.runtime.definitions.codes import has_levels, levels_fit
 from fastvq.runtime.registry import KernelCall, lowering, workers
 
-_MOST_LEVEL = 127  # that bytes of a panel may be: sums of two products fit in 16 bits
 _THREAD_WEIGHTS = 1 << 19  # codes times rows that are worth a thread
 _THREAD_VALUES = 1 << 15  # of a row that becomes bytes
 _AT_ONCE = 1 << 22  # codes that are put in order at a time
@@ -22,11 +21,9 @@ def dense(node, inputs, outputs, plan):
     x, weight, bias = [*inputs, None][:3]
     if x.dtype != np.float32 or not (bias is None or bias.known) or not x.size:
         return None
-    if not has_levels(weight.encoded):
+    if not has_levels(weight.encoded) or not levels_fit(weight.encoded):
         return None
     packed = plan.packed(weight, f"codes, bias {bias and bias.name}", lambda t: _packed(t, bias))
-    if packed is None:
-        return None
     n, width = weight.shape
     rows = x.size // width
     codes, scales, sums = (
@@ -82,7 +79,6 @@ class _Packed:
 
 
 def _packed(tensor, bias):
-    """The weight, or None where its levels do not fit in 7 bits."""
     weight = tensor.encoded
     if isinstance(weight, Codebook):
         words = weight.codewords[0].astype(np.int64)
@@ -92,8 +88,6 @@ def _packed(tensor, bias):
         points = (
             weight.points() if weight.zero_points is not None else levels[len(levels) // 2 :][:1]
         )
-    if levels.max() > _MOST_LEVEL:
-        return None
     return _Packed(weight, bias, levels.astype(np.uint8), points)
 
 

@@ -1,0 +1,244 @@
+"""Rounding of weights in which later inputs make up for what rounding earlier ones did.
+
+Weights are rounded input by input. What rounding input j adds to a layer's output is taken back, as
+far as least squares can, by the inputs that are still to be rounded: for inputs x with the second
+moments H = E[x xᵀ], the error that counts is tr((W − Q) H (W − Q)ᵀ), not the size of W − Q.
+
+How a column becomes what can be stored is the caller's: steps of a row, steps of a group, the
+codewords of a codebook, or several columns at a time as one codeword. The walk is GPTQ's (Frantar
+et al., "GPTQ: Accurate post-training quantization for generative pre-trained transformers", ICLR
+2023), after Hassibi and Stork's "Optimal Brain Surgeon" (1993). What it needs of the inputs is
+:class:`Gram`, gathered batch by batch and exactly: its sums do not depend on batches or threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from scipy.linalg import solve_triangular
+from threadpoolctl import threadpool_limits
+
+__all__ = ["Gram", "compensated", "compensated_groups", "output_error"]
+
+_DAMPING = 0.01  # of the mean of the diagonal: GPTQ's
+_BLOCK = 128  # columns between two updates of all that is still to come
+_STEPS = 127
+_EXACT = 1024  # rows whose products of 127 · 127 stay below 2^24, exact in float32 in any order
+
+
+class Gram:
+    """Second moments of a layer's inputs, streamed in constant memory.
+
+    Each input is cut into steps of 1/127 of its reach, and products of steps are summed as whole
+    numbers: in float32, which BLAS is fast at, for as many rows as stay exact. So the sums are
+    those of any other division into batches, of any number of threads and any BLAS.
+
+    Parameters
+    ----------
+    reach : array-like (..., k)
+        The largest size of each input; what goes beyond is cut off. Groups of inputs that are never
+        multiplied with each other lie along the first dimensions.
+
+    Attributes
+    ----------
+    n_rows : int
+
+    Notes
+    -----
+    k² numbers of memory. The steps add a twelfth of their square to the diagonal, as integer inputs
+    of a layer do; off it they add nothing, in the mean.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastvq.compress.compensation import Gram
+    >>> rows = np.array([[1.0, -1.0], [0.5, 1.0]], np.float32)
+    >>> gram = Gram(np.abs(rows).max(axis=0))
+    >>> gram.add(rows)
+    >>> gram.mean().round(2)
+    array([[ 0.63, -0.25],
+           [-0.25,  1.  ]])
+    """
+
+    def __init__(self, reach):
+        reach = np.asarray(reach, np.float64)
+        self._step = np.where(reach > 0, reach, 1.0) / _STEPS
+        self._sums = np.zeros((*reach.shape, reach.shape[-1]), np.int64)
+        self.n_rows = 0
+
+    def add(self, rows):
+        """Take in rows (..., m, k) of finite float32."""
+        inverse = (1 / self._step).astype(np.float32)[..., None, :]
+        for start in range(0, rows.shape[-2], _EXACT):
+            steps = np.rint(rows[..., start : start + _EXACT, :] * inverse)
+            np.clip(steps, -_STEPS, _STEPS, out=steps)
+            self._sums += (np.swapaxes(steps, -1, -2) @ steps).astype(np.int64)
+        self.n_rows += rows.shape[-2]
+
+    def mean(self) -> np.ndarray:
+        """E[x xᵀ], (..., k, k) float64; zeros if there were no rows."""
+        unit = self._step[..., :, None] * self._step[..., None, :]
+        return self._sums * unit / max(self.n_rows, 1)
+
+
+def compensated(
+    weight,
+    gram,
+    rounding: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    *,
+    parts: Sequence[np.ndarray] | None = None,
+    damping: float = _DAMPING,
+    ordered: bool = True,
+) -> np.ndarray:
+    """Round a matrix of weights, errors made up for by what is rounded later.
+
+    Parameters
+    ----------
+    weight : ndarray (n, k)
+        A row for each output.
+    gram : ndarray (k, k)
+        E[x xᵀ] of the inputs, up to a factor. It may be singular.
+    rounding : callable
+        ``rounding(values, columns)`` gives what is stored in place of `values` (n, b) float64, the
+        present weights of these `columns` (b,), in the same form. Called once for each part.
+    parts : sequence of ndarray of int, optional
+        Columns that are rounded together, each in one part. None: each by itself.
+    damping : float
+        Of the mean of the diagonal, added to it: how far the moments are mistrusted. Where they are
+        singular all the same it is raised tenfold until they are not.
+    ordered : bool
+        Whether parts with the strongest inputs come first, as nothing makes up for the last.
+
+    Returns
+    -------
+    rounded : ndarray (n, k) of float64
+        What `rounding` gave, column for column.
+
+    Raises
+    ------
+    ValueError
+        If shapes do not go together, values are not finite, or a column is not in one part.
+
+    Notes
+    -----
+    Inputs that are always 0 are rounded as they are, and make up for nothing. O(n k² + k³); the
+    same bits at any number of threads.
+
+    Examples
+    --------
+    Whole numbers, for two inputs that are nearly the same: one error takes back the other.
+
+    >>> import numpy as np
+    >>> from fastvq.compress.compensation import compensated
+    >>> gram = np.array([[1.0, 0.99], [0.99, 1.0]])
+    >>> compensated(np.array([[0.4, 0.4]]), gram, lambda values, columns: np.rint(values))
+    array([[0., 1.]])
+    """
+    with threadpool_limits(1, user_api="blas"):  # the bits must not depend on threads
+        return _compensated(weight, gram, rounding, parts, damping, ordered)
+
+
+def compensated_groups(weights, grams, rounding, *, damping=_DAMPING, ordered=True) -> np.ndarray:
+    """`compensated` of groups with inputs of their own: weights (g, n, k), grams (g, k, k)."""
+    with threadpool_limits(1, user_api="blas"):
+        return np.stack(
+            [
+                _compensated(weight, gram, rounding, None, damping, ordered)
+                for weight, gram in zip(weights, grams, strict=True)
+            ]
+        )
+
+
+def _compensated(weight, gram, rounding, parts, damping, ordered):
+    weight, gram = np.array(weight, np.float64), np.asarray(gram, np.float64)
+    k = weight.shape[-1]
+    if weight.ndim != 2 or gram.shape != (k, k):
+        raise ValueError(f"weight {weight.shape} and gram {gram.shape} do not go together")
+    if not (np.isfinite(weight).all() and np.isfinite(gram).all()):
+        raise ValueError("weight and gram must be finite")
+    parts = _in_order(parts, np.diagonal(gram), ordered)
+    order = np.concatenate([*parts, np.empty(0, np.intp)])
+    if len(order) != k or (np.sort(order) != np.arange(k)).any():
+        raise ValueError(f"parts must hold each of {k} columns once")
+    factor = _inverse_factor(gram[np.ix_(order, order)], damping)
+    rounded = np.empty_like(weight)
+    rounded[:, order] = _walked(weight[:, order], factor, parts, rounding)
+    return rounded
+
+
+def output_error(weight, rounded, gram) -> np.ndarray:
+    """E[((w − q) · x)²] of each output, (n,) float64."""
+    error = np.asarray(rounded, np.float64) - weight
+    with threadpool_limits(1, user_api="blas"):
+        return np.einsum("nk,nk->n", error @ gram, error)
+
+
+def _in_order(parts, strength, ordered):
+    """The parts as arrays, those with the strongest inputs first, of equals the first."""
+    if parts is None:
+        parts = np.arange(len(strength))[:, None]
+    parts = [np.asarray(part, np.intp).ravel() for part in parts]
+    parts = [part for part in parts if part.size]
+    if not ordered:
+        return parts
+    if any(part.min() < 0 or part.max() >= len(strength) for part in parts):
+        raise ValueError(f"parts must hold each of {len(strength)} columns once")
+    means = [strength[part].mean() for part in parts]
+    return [parts[i] for i in np.argsort(np.negative(means), kind="stable")]
+
+
+def _inverse_factor(gram, damping):
+    """U, upper triangular, with UᵀU the inverse of the damped moments.
+
+    With rows and columns in reverse order the factor L of H gives R, upper, H = R Rᵀ; U is R⁻¹.
+    """
+    gram = gram.copy()
+    diagonal = np.einsum("ii->i", gram)
+    mean = diagonal.mean() if len(diagonal) else 0.0
+    diagonal[diagonal <= 0] = mean or 1.0  # of an input that is always 0; the rest of its row is 0
+    while True:
+        diagonal += damping * (mean or 1.0)
+        try:
+            lower = np.linalg.cholesky(gram[::-1, ::-1])
+            break
+        except np.linalg.LinAlgError:
+            damping = max(10 * damping, 1e-8)
+    upper = lower[::-1, ::-1]
+    return solve_triangular(upper, np.eye(len(upper)), lower=False)
+
+
+def _walked(weight, factor, parts, rounding):
+    """Round the columns of `weight`, which lie in the order of the parts; `weight` is used up."""
+    rounded = np.empty_like(weight)
+    for block in _blocks(parts):
+        first, last = block[0][0].start, block[-1][0].stop
+        errors = np.empty((len(weight), last - first))
+        for here, columns in block:
+            values = weight[:, here]
+            rounded[:, here] = rounding(values, columns)
+            error = _divided(values - rounded[:, here], factor[here, here])
+            errors[:, here.start - first : here.stop - first] = error
+            weight[:, here.stop : last] -= error @ factor[here, here.stop : last]
+        weight[:, last:] -= errors @ factor[first:last, last:]
+    return rounded
+
+
+def _blocks(parts):
+    """Runs of parts of about _BLOCK columns, each part as (where it lies, which columns it is)."""
+    block, first, at = [], 0, 0
+    for part in parts:
+        block.append((slice(at, at + len(part)), part))
+        at += len(part)
+        if at - first >= _BLOCK:
+            yield block
+            block, first = [], at
+    if block:
+        yield block
+
+
+def _divided(error, factor):
+    """error · factor⁻¹, factor upper triangular."""
+    if factor.shape == (1, 1):
+        return error / factor[0, 0]
+    return solve_triangular(factor, error.T, trans="T", lower=False).T

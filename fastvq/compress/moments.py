@@ -1,0 +1,86 @@
+"""Second moments of what layers read on examples, for weights rounded by their outputs' errors."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from fastvq.compress import stats
+from fastvq.compress.compensation import Gram
+from fastvq.runtime.definitions.integers import patches
+from fastvq.runtime.definitions.products import Windows
+
+__all__ = ["grams", "rows_read"]
+
+_ROWS = 1 << 14  # of a layer's inputs, about
+_MOST_NUMBERS = 1 << 24  # of a layer's moments: what has more is rounded as it is
+
+
+def grams(graph, arrays, layers, ranges, n_threads=1) -> dict[str, np.ndarray]:
+    """E[x xᵀ] of the inputs of dense layers and convolutions, by a layer's first output.
+
+    Parameters
+    ----------
+    graph : Graph
+    arrays : list of ndarray
+        The graph's inputs, of all examples.
+    layers : iterable of Node
+    ranges : mapping of value name to Statistics
+        Of what the layers read.
+
+    Returns
+    -------
+    moments : dict of ndarray (groups, k, k)
+        k runs over taps, then channels of a group, as a row of the weight does.
+    """
+    layers = [node for node in layers if _numbers(graph, node) <= _MOST_NUMBERS]
+    found = {node.outputs[0]: Gram(_reach(graph, node, ranges)) for node in layers}
+    names = [*dict.fromkeys(node.inputs[0] for node in layers)]
+    if not names:
+        return {}
+    n_places = max(1, _ROWS // len(arrays[0])) if arrays[0].ndim else _ROWS
+    for values in stats.runs(graph, arrays, names, n_threads):
+        by_name = dict(zip(names, values, strict=True))
+        for node in layers:
+            shape = graph.constants[node.inputs[1]].shape
+            rows = rows_read(node, by_name[node.inputs[0]], shape, n_places)
+            found[node.outputs[0]].add(rows)
+    return {key: gram.mean() for key, gram in found.items()}
+
+
+def _numbers(graph, node):
+    groups = node.attributes.get("groups", 1)
+    return groups * math.prod(graph.constants[node.inputs[1]].shape[1:]) ** 2
+
+
+def _reach(graph, node, ranges):
+    """The largest size of each input of a layer's groups, (groups, k)."""
+    *_, width = shape = graph.constants[node.inputs[1]].shape
+    seen = ranges[node.inputs[0]]
+    reach = np.maximum(-seen.channel_low, seen.channel_high).reshape(-1, width)
+    return np.tile(reach, math.prod(shape[1:-1]))
+
+
+def rows_read(node, x, shape, n_places) -> np.ndarray:
+    """What a layer multiplies its weight by: (groups, rows, k), at most about so many an example.
+
+    Places are taken evenly over each example by itself, so that batches make no difference.
+    """
+    if node.operator == "Dense":
+        rows = x.reshape(len(x), -1, shape[-1]) if x.ndim > 1 else x[None, None]
+        step = -(-rows.shape[1] // n_places)
+        return np.ascontiguousarray(rows[:, ::step]).reshape(1, -1, shape[-1])
+    attributes, kernel = node.attributes, shape[1:-1]
+    settings = [attributes.get(name, ()) for name in ("strides", "dilations", "pads")]
+    windows = Windows(x.shape[1:-1], kernel, *settings, attributes.get("same", ""))
+    pads = (*windows.begins, *windows.ends)
+    seen = patches(x, kernel, settings[0], settings[1], pads, 0)
+    n = len(kernel)
+    sizes = seen.shape[1 : 1 + n]
+    step = math.ceil((math.prod(sizes) / n_places) ** (1 / n))
+    chosen = tuple(slice(min(step // 2, size - 1), None, step) for size in sizes)
+    seen = seen[(slice(None), *chosen)]
+    groups = attributes.get("groups", 1)
+    rows = seen.reshape(-1, math.prod(kernel), groups, shape[-1])
+    return np.ascontiguousarray(rows.transpose(2, 0, 1, 3)).reshape(groups, len(rows), -1)

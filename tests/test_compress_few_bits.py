@@ -1,0 +1,304 @@
+"""Models in few bits: schemes, layers, compensation, budgets."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.base import clone
+from sklearn.datasets import load_digits
+from sklearn.neural_network import MLPClassifier
+
+import fastvq
+from fastvq.compress import WeightQuantizer
+from fastvq.compress.allocate import Candidate, allocated
+from fastvq.compress.few_bits import noise
+from fastvq.compress.schemes.codebook import CodebookScheme
+from fastvq.compress.schemes.grids import encoded, matrix_of
+from fastvq.compress.schemes.grouped import GroupedScheme
+from fastvq.compress.schemes.product import ProductScheme
+from fastvq.compress.schemes.sign import SignScheme
+from fastvq.runtime import CompressedModel, Graph, Node, Value
+from fastvq.runtime.encoding import Raw
+
+SCHEMES = [
+    GroupedScheme(4, 64), GroupedScheme(2, 32), GroupedScheme(3, 0), GroupedScheme(8, 16),
+    GroupedScheme(4, 32, False), GroupedScheme(2, 0, False), CodebookScheme(4, 64),
+    CodebookScheme(2, 0), CodebookScheme(1, 16), CodebookScheme(3, 0, "row"),
+    CodebookScheme(4, 16, "group"), ProductScheme(4, 4), ProductScheme(3, 5, 2), SignScheme(32),
+]  # fmt: skip
+
+
+def weight_of(*shape, seed=0):
+    return np.random.default_rng(seed).standard_t(5, shape).astype("f4")
+
+
+class TestSchemes:
+    @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+    @settings(max_examples=8, deadline=None)
+    @given(st.lists(st.integers(1, 40), min_size=2, max_size=3), st.integers(0, 99))
+    def test_decoded_is_what_the_scheme_says(self, scheme, shape, seed):
+        weight = weight_of(*shape, seed=seed)
+        matrix = matrix_of(weight)
+        importance = np.random.default_rng(seed).uniform(0, 1, matrix.shape[1])
+        grid = scheme.fit(matrix, importance)
+        codes = grid.nearest(0, matrix)
+        tensor = grid.tensor(weight.shape, codes)
+        wanted = grid.values(0, codes)[:, : matrix.shape[1]].reshape(weight.shape)
+        np.testing.assert_array_equal(tensor.decode(), wanted, strict=True)
+        again = scheme.fit(matrix, importance)
+        np.testing.assert_array_equal(again.nearest(0, matrix), codes)
+
+    @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+    @pytest.mark.parametrize("value", [0.0, 0.37, -1e-20, 3e20])
+    def test_constant_weights(self, scheme, value):
+        weight = np.full((5, 48), value, "f4")
+        found = encoded(scheme, weight).decode()
+        np.testing.assert_allclose(found, weight, rtol=0.02)
+
+    @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+    def test_columns_by_themselves(self, scheme):
+        """As compensation asks for them."""
+        matrix = weight_of(9, 60)
+        grid = scheme.fit(matrix, None)
+        whole = grid.nearest(0, matrix)
+        parts = [grid.nearest(i, matrix[:, i : i + grid.step]) for i in range(0, 60, grid.step)]
+        np.testing.assert_array_equal(np.concatenate(parts, axis=1), whole)
+
+    @pytest.mark.parametrize(
+        ("scheme", "bits", "least"),
+        [
+            (GroupedScheme(4, 64), 4.25, 20.8), (GroupedScheme(4, 32), 4.5, 21.6),
+            (GroupedScheme(2, 64), 2.25, 8.8), (GroupedScheme(3, 64, False), 3.297, 14.8),
+            (CodebookScheme(4, 64), 4.25, 20.8), (CodebookScheme(2, 64), 2.25, 9.3),
+            (SignScheme(64), 1.25, 4.4),
+        ],
+    )  # fmt: skip
+    def test_error_on_gaussian_weights(self, scheme, bits, least):
+        weight = np.random.default_rng(0).normal(size=(128, 1024)).astype("f4")
+        tensor = encoded(scheme, weight)
+        assert 8 * tensor.nbytes / weight.size == pytest.approx(bits, abs=0.002)
+        assert noise(weight, tensor) > least
+        if hasattr(scheme, "nbytes"):
+            assert scheme.nbytes(*weight.shape) == tensor.nbytes
+
+    def test_important_columns_are_kept_better(self):
+        weight = weight_of(64, 64)
+        importance = np.where(np.arange(64) < 32, 100.0, 0.01)
+        for scheme in (GroupedScheme(3, 0), CodebookScheme(3, 0), ProductScheme(4, 6)):
+            error = (encoded(scheme, weight, importance=importance).decode() - weight) ** 2
+            plain = (encoded(scheme, weight).decode() - weight) ** 2
+            assert error[:, :32].mean() < plain[:, :32].mean()
+
+    def test_codewords_lie_within_seven_bits(self):
+        words = encoded(CodebookScheme(4, 64), weight_of(64, 256)).codewords
+        assert words.dtype == np.int8 and np.ptp(words.astype(int)) <= 127
+
+
+class TestAllocated:
+    @settings(max_examples=60, deadline=None)
+    @given(st.integers(0, 10**6), st.integers(1, 6), st.integers(1, 6))
+    def test_near_the_best_there_is(self, seed, n, m):
+        import itertools
+
+        rng = np.random.default_rng(seed)
+        some = {
+            str(i): [
+                Candidate((i, j), int(rng.integers(1, 50)), float(rng.uniform())) for j in range(m)
+            ]
+            for i in range(min(n, 4))
+        }
+        budget = int(rng.integers(1, 200))
+        best = min(
+            (
+                sum(c.damage for c in pick)
+                for pick in itertools.product(*some.values())
+                if sum(c.nbytes for c in pick) <= budget
+            ),
+            default=None,
+        )
+        found = allocated(some, budget)
+        if best is None:
+            assert found is None
+            return
+        assert found.nbytes <= budget
+        assert found.nbytes == sum(c.nbytes for c in found.chosen.values())
+        assert found.damage >= best - 1e-12
+        # Greedy by price misses at most what one step at the edge is worth.
+        assert found.damage <= best + 1.0
+
+
+@pytest.fixture(scope="module")
+def digits():
+    X, y = load_digits(return_X_y=True)
+    X = (X / 16).astype("f4")
+    model = MLPClassifier((160, 96), max_iter=12, random_state=0).fit(X[:1200], y[:1200])
+    return model, X, y
+
+
+def recurrent():
+    rng = np.random.default_rng(0)
+
+    def raw(*shape):
+        return Raw((rng.normal(size=shape) / 8).astype("f4"))
+
+    constants = {
+        "table": raw(200, 24), "w": raw(1, 128, 24), "r": raw(1, 128, 32), "b": raw(1, 128),
+        "g": raw(2, 96, 32), "gr": raw(2, 96, 32), "conv": raw(40, 3, 64), "dense": raw(50, 40),
+    }  # fmt: skip
+    nodes = [
+        Node("Gather", ("table", "ids"), ("x",)),
+        Node("LSTM", ("x", "w", "r", "b"), ("y", "h", "c")),
+        Node("Squeeze", ("y",), ("s",), {"axes": (2,)}),
+        Node("GRU", ("s", "g", "gr"), ("z", "zh"), {"direction": "bidirectional"}),
+        Node("Reshape", ("z", "shape"), ("flat",)),
+        Node("Conv", ("flat", "conv"), ("v",), {"same": "upper"}),
+        Node("Dense", ("v", "dense"), ("out",)),
+    ]
+    constants["shape"] = Raw(np.array([-1, 6, 64]))
+    inputs = [Value("ids", "int64", ("N", 6))]
+    outputs = [Value("out", "float32", ("N", 6, 50))]
+    return CompressedModel(Graph(nodes, inputs, outputs, constants))
+
+
+class TestModels:
+    @pytest.mark.parametrize(
+        "settings_",
+        [
+            {"scheme": "int4"}, {"scheme": "int4", "bits": 6, "symmetric": False},
+            {"scheme": "codebook"}, {"scheme": "codebook", "per": "row"},
+            {"scheme": "product", "group": 4}, {"scheme": "int4", "activations": "dynamic"},
+            {"scheme": "codebook", "activations": "dynamic", "group": 32},
+        ],
+    )  # fmt: skip
+    def test_digits(self, digits, settings_, tmp_path):
+        model, X, y = digits
+        small = fastvq.compress(model, X[:600], y[:600], **settings_)
+        accuracy = np.mean(small.predict(X[1200:]) == y[1200:])
+        assert accuracy > model.score(X[1200:], y[1200:]) - 0.03
+        small.save(tmp_path / "small.fvq")
+        again = fastvq.load(tmp_path / "small.fvq")
+        np.testing.assert_array_equal(again.predict_proba(X), small.predict_proba(X))
+        rows = [row for row in small.report() if row["tensor"] == small.report()[0]["tensor"]]
+        assert rows[0]["bits"] == pytest.approx(8 * rows[0]["bytes"] / np.prod(rows[0]["shape"]))
+        operators = [node.operator for node in small.graph.nodes]
+        assert ("CodedDense" in operators) == ("activations" in settings_)
+
+    @pytest.mark.parametrize("scheme", ["int4", "codebook", "product", "sign"])
+    def test_every_layer_runs_on_decoded_weights(self, scheme, tmp_path):
+        model = recurrent()
+        ids = np.random.default_rng(0).integers(0, 200, (9, 6))
+        small = fastvq.compress(model, ids, scheme=scheme)
+        graph = small.graph
+        assert sum(not isinstance(c, Raw) for c in graph.constants.values()) == 7
+        decoded = {name: Raw(c.decode()) for name, c in graph.constants.items()}
+        same = CompressedModel(Graph(graph.nodes, graph.inputs, graph.outputs, decoded))
+        np.testing.assert_array_equal(small(ids), same(ids))
+        small.save(tmp_path / "small.fvq")
+        np.testing.assert_array_equal(fastvq.load(tmp_path / "small.fvq")(ids), small(ids))
+
+    def test_compensation_lowers_the_error_of_outputs(self, digits):
+        model, X, _ = digits
+        wanted = fastvq.compress(model).predict_proba(X[1200:])
+        errors = [
+            np.abs(
+                fastvq.compress(model, X[:1200], scheme="int4", bits=3, compensate=c)
+                .predict_proba(X[1200:]) - wanted
+            ).mean()
+            for c in (True, False)
+        ]  # fmt: skip
+        assert errors[0] < errors[1]
+
+    def test_the_same_at_any_number_of_threads(self, digits):
+        model, X, _ = digits
+        found = [
+            fastvq.compress(model, X[:300], scheme="int4", n_threads=n).graph.constants
+            for n in (1, 2)
+        ]
+        for name, tensor in found[0].items():
+            for part, array in tensor.parts().items():
+                np.testing.assert_array_equal(found[1][name].parts()[part], array)
+
+    def test_kept_by_name_and_told(self, digits):
+        model, X, _ = digits
+        quantizer = WeightQuantizer("int4", keep=("*",)).fit(model, X[:100])
+        assert {row["reason"] for row in quantizer.layers_} == {"kept by name"}
+        small = WeightQuantizer("codebook", bits=3).fit_transform(model, X[:100])
+        text = str(small.report())
+        assert "codebook 3 bit" in text and "bits a value, all in" in text
+
+    def test_a_model_with_other_weights(self, digits):
+        model, X, y = digits
+        quantizer = WeightQuantizer("int4").fit(model, X[:200])
+        other = MLPClassifier((160, 96), max_iter=5, random_state=1).fit(X, y)
+        assert np.mean(quantizer.transform(other).predict(X) == other.predict(X)) > 0.9
+        assert clone(quantizer).get_params() == quantizer.get_params()
+
+    def test_mapping(self):
+        weights = {"a": weight_of(64, 64), "b": weight_of(3), "whole": np.arange(5)}
+        small = fastvq.compress(weights, scheme="int4")
+        np.testing.assert_array_equal(small()[1], weights["b"])
+        np.testing.assert_allclose(small()[0], weights["a"], atol=1.5)
+
+    @pytest.mark.parametrize(
+        ("settings_", "said"),
+        [
+            ({"scheme": "int5"}, "scheme"), ({"bits": 9}, "bits"), ({"group": -1}, "group"),
+            ({"scheme": "sign", "bits": 2}, "bits"), ({"scheme": "codebook", "per": "x"}, "per"),
+            ({"activations": "static"}, "activations"), ({"size_budget": 5}, "auto"),
+            ({"scheme": "auto"}, "size_budget or a max_drop"),
+            ({"scheme": "auto", "max_drop": 0.1}, "give X"),
+            ({"scheme": "auto", "size_budget": 10}, "smallest file"),
+            ({"scheme": "auto", "size_budget": 10, "max_drop": 0.1}, "either"),
+        ],
+    )  # fmt: skip
+    def test_bad_settings(self, settings_, said):
+        with pytest.raises(ValueError, match=said):
+            WeightQuantizer(**settings_).fit({"w": weight_of(64, 64)})
+
+    def test_no_rows(self, digits):
+        model, X, _ = digits
+        with pytest.raises(ValueError, match="no rows"):
+            WeightQuantizer().fit(model, X[:0])
+
+    def test_fewer_rows_than_inputs(self, digits):
+        model, X, _ = digits
+        assert fastvq.compress(model, X[:3], scheme="int4").predict(X[:2]).shape == (2,)
+
+
+class TestBudgets:
+    @pytest.mark.parametrize("share", [0.11, 0.13, 0.2, 0.3, 0.45])
+    @pytest.mark.parametrize("with_rows", [True, False])
+    def test_kept_and_used(self, digits, share, with_rows):
+        model, X, y = digits
+        budget = int(fastvq.compress(model).nbytes * share)
+        data = (X[:300], y[:300]) if with_rows else ()
+        small = fastvq.compress(model, *data, scheme="auto", size_budget=budget)
+        assert 0.97 * budget <= small.nbytes <= budget
+        again = fastvq.compress(model, *data, scheme="auto", size_budget=budget)
+        assert again.nbytes == small.nbytes
+        np.testing.assert_array_equal(again.predict_proba(X), small.predict_proba(X))
+
+    def test_more_bytes_do_less_damage(self, digits):
+        model, X, _ = digits
+        wanted = fastvq.compress(model).predict_proba(X)
+        errors, whole = [], fastvq.compress(model).nbytes
+        for share in (0.11, 0.15, 0.3):
+            small = fastvq.compress(model, X[:300], scheme="auto", size_budget=int(share * whole))
+            errors.append(np.abs(small.predict_proba(X) - wanted).mean())
+        assert errors[0] > errors[1] > errors[2]
+
+    def test_a_drop_that_holds(self, digits):
+        model, X, y = digits
+        quantizer = WeightQuantizer("auto", max_drop=0.03, max_samples=None)
+        small = quantizer.fit_transform(model, X[:1200], y[:1200])
+        assert small.nbytes < 0.25 * quantizer.nbytes_[0]
+        lost = model.score(X[1200:], y[1200:]) - np.mean(small.predict(X[1200:]) == y[1200:])
+        assert lost <= 0.03
+        agreeing = WeightQuantizer("auto", max_drop=0.05, max_samples=None)
+        small = agreeing.fit_transform(model, X[:1200])
+        assert np.mean(small.predict(X[1200:]) == model.predict(X[1200:])) > 0.93
+
+    def test_a_drop_that_cannot_be_shown(self, digits):
+        model, X, y = digits
+        with pytest.raises(ValueError, match="held out"):
+            WeightQuantizer("auto", max_drop=0.001).fit(model, X[:50], y[:50])
