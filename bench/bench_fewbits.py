@@ -40,7 +40,8 @@ class Case:
         settings = {"scales": scales, "group": GROUP}
         self.weights = {"int4": Grouped.of(_codes(rng, n, k, 4), bits=4, **settings)}
         for bits in (2, 4, 6):
-            words = np.linspace(-63, 63, 1 << bits) ** 3 / 63**2
+            most = 15 if bits == 2 else 63
+            words = np.linspace(-most, most, 1 << bits) ** 3 / most**2
             words = np.rint(words).astype(np.int8)[None]
             self.weights[f"codebook{bits}"] = Codebook.of(
                 _codes(rng, n, k, bits), words, **settings

@@ -264,6 +264,7 @@ INLINE void codes_panel(int rows, int bits, int depth, int lookup, const Codes *
 #if defined(__AVX2__) || defined(__aarch64__)
 CODES_CASE(2, 8, 0)
 CODES_CASE(2, 1, 1)
+CODES_CASE(2, 4, 1)
 CODES_CASE(4, 8, 0)
 CODES_CASE(4, 1, 1)
 CODES_CASE(4, 2, 1)
@@ -276,7 +277,8 @@ static void codes_panels(const Codes *job, int64_t first, int64_t last)
 {
     void (*run)(const Codes *, int64_t) = job->depth >= 4 ? codes_8_4_0 : codes_8_1_0;
 #if defined(__AVX2__) || defined(__aarch64__)
-    if (job->bits == 2) run = job->table ? codes_2_1_1 : codes_2_8_0;
+    if (job->bits == 2)
+        run = !job->table ? codes_2_8_0 : job->depth >= 4 ? codes_2_4_1 : codes_2_1_1;
     if (job->bits == 4)
         run = !job->table ? codes_4_8_0 : job->depth >= 2 ? codes_4_2_1 : codes_4_1_1;
 #endif
