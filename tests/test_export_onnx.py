@@ -242,7 +242,7 @@ def test_every_operator_is_exported_and_tried():
     assert set(EXPORTS) == set(operators())
     integers = {"Quantize", "Dequantize"}  # test_onnx_integers.py tries these
     integers |= {name for name in operators() if name.startswith(("Q", "Dynamic"))}
-    assert tried | integers | {"Range", "TreeEnsemble"} == set(operators())
+    assert tried | integers | {"Range", "TreeEnsemble", "CodedDense"} == set(operators())
 
 
 def test_range():
@@ -292,3 +292,41 @@ def test_what_onnx_has_nothing_for():
     model = m.done([Value("x", "float32", ("N", 1))], [Value(y, "float32", ("N", 1))])
     with pytest.raises(ValueError, match=re.escape("TreeEnsemble 'v0.0': sets of categories")):
         model.to_onnx()
+
+
+class TestFewBits:
+    """MatMulNBits and gathered codewords, beside the decoded layer and the one of whole numbers."""
+
+    @staticmethod
+    def model(weight, operator, activation):
+        m = golden.Model()
+        m.constants["bias"] = golden.Raw(real(weight.shape[0]))
+        y = m.node(operator, "x", m.coded(weight), "bias", activation=activation)
+        shape = ("N", weight.shape[1])
+        return m.done([Value("x", "float32", shape)], [Value(y, "float32", ("N", weight.shape[0]))])
+
+    @pytest.mark.parametrize("operator", ["Dense", "CodedDense"])
+    @pytest.mark.parametrize(("width", "group"), [(64, 16), (96, 32), (100, 32), (70, 0), (60, 20)])
+    @pytest.mark.parametrize("symmetric", [True, False])
+    def test_grouped(self, operator, width, group, symmetric):
+        scales = real(24, -(-width // group) if group else 1, low=0.1).astype("f2")
+        points = None if symmetric else RNG.integers(0, 16, scales.shape)
+        codes = RNG.integers(0, 16, (24, width))
+        weight = golden.Grouped.of(codes, scales, points, bits=4, group=group, exponent=-3)
+        rtol = 1e-4 if operator == "Dense" else 0.05  # theirs rounds rows in its own way
+        model, x = self.model(weight, operator, "relu"), real(5, width)
+        ours, proto = model(x), model.to_onnx()
+        assert ("MatMulNBits" in str(proto.graph.node)) == (group in (16, 32))
+        session = onnxruntime.InferenceSession(proto.SerializeToString())
+        (theirs,) = session.run(None, {"x": x})
+        np.testing.assert_allclose(theirs, ours, rtol=rtol, atol=rtol * np.abs(ours).max())
+
+    @pytest.mark.parametrize("group", [0, 20, 32])
+    def test_codebooks(self, group):
+        scales = real(24, -(-60 // group) if group else 1, low=0.1).astype("f2")
+        words = RNG.integers(-64, 64, (1, 16)).astype("i1")
+        codes = RNG.integers(0, 16, (24, 60))
+        weight = golden.Codebook.of(codes, words, scales=scales, group=group, exponent=-6)
+        model, x = self.model(weight, "Dense", "identity"), real(4, 60)
+        assert ("Gather" in str(model.to_onnx().graph.node)) == (group != 32)
+        check(model, x)

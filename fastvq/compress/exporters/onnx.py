@@ -7,6 +7,10 @@ decoded, except that those stored as float16 stay so, with a Cast behind them, a
 with a DequantizeLinear. Layers of integers are float layers between DequantizeLinear and
 QuantizeLinear, which onnxruntime makes integer layers of. Their scales are not in our graph, only
 what is made of them: inputs and outputs are written in units of their steps.
+
+Weights of few bits are written decoded too, but for two kinds: a codebook of a whole tensor is its
+codes and codewords, with a Gather behind them; and a dense layer of 4 bits in groups of 16 to 256
+is onnxruntime's MatMulNBits, the one operator here that is no standard one.
 """
 
 from __future__ import annotations
@@ -17,7 +21,9 @@ import math
 import numpy as np
 
 from fastvq.runtime.affine import Affine
+from fastvq.runtime.codebook import Codebook
 from fastvq.runtime.graph import DTYPES, Graph, GraphError
+from fastvq.runtime.grouped import Grouped
 from fastvq.runtime.ops import Form, operators
 from fastvq.runtime.plan import Plan
 
@@ -30,6 +36,7 @@ except ImportError as error:
 __all__ = ["EXPORTS", "save", "to_onnx"]
 
 OPSET, ML_OPSET, IR = 20, 3, 9
+_MICROSOFT = "com.microsoft"
 EXPORTS = {}
 
 
@@ -96,7 +103,7 @@ class _Export:
         node = helper.make_node(operator, inputs, names, domain=domain, **attributes)
         self.nodes.append(node)
         if domain:
-            self.domains[domain] = ML_OPSET
+            self.domains[domain] = 1 if domain == _MICROSOFT else ML_OPSET
         return names[0] if len(names) == 1 else names
 
     def constant(self, values, dtype=None):
@@ -132,6 +139,8 @@ class _Export:
             encoded = self.graph.constants[name]
             if isinstance(encoded, Affine):
                 self.steps(encoded, range(len(encoded.shape)), to=name)
+            elif _is_looked_up(encoded):
+                self.looked_up(encoded, to=name)
             elif encoded.scheme == "float16":
                 half = self.constant(encoded.parts()[""])
                 self.made("Cast", [half], name, to=TensorProto.FLOAT)
@@ -152,6 +161,8 @@ class _Export:
         encoded = self.graph.constants.get(name)
         if array is None and isinstance(encoded, Affine):
             return self.steps(encoded, order)
+        if array is None and _is_looked_up(encoded):
+            return self.add("Transpose", name, perm=list(order))
         array = self.value(name) if array is None else array
         if array is None:
             return self.add("Transpose", name, perm=order)
@@ -172,6 +183,17 @@ class _Export:
             to=to,
             axis=None if single else order.index(0),
         )
+
+    def looked_up(self, encoded, to):
+        """Floats of a constant of codes: its codewords, gathered, times the scales of groups."""
+        codes = self.constant(encoded.row_codes(0, encoded.n_rows))
+        words = self.constant(encoded.codewords[0].astype(np.float32))
+        values = self.add("Gather", words, self.made("Cast", [codes], to=TensorProto.INT32))
+        if encoded.scales is not None:
+            shape = (-1, encoded.n_groups, encoded.group or encoded.width)
+            values = self.add("Reshape", values, self.whole(*shape))
+            values = self.add("Mul", values, self.constant(encoded.float_scales()[:, :, None]))
+        return self.add("Reshape", values, self.whole(*encoded.shape), to=to)
 
     def cast(self, name, dtype):
         element = helper.np_dtype_to_tensor_dtype(DTYPES[dtype])
@@ -200,6 +222,18 @@ class _Export:
         )
         opsets = [helper.make_opsetid(domain, version) for domain, version in self.domains.items()]
         return helper.make_model(graph, opset_imports=opsets, ir_version=IR, producer_name="fastvq")
+
+
+def _is_looked_up(encoded):
+    """Whether a weight is written as codes: in bytes, of groups that are all of one size."""
+    return (
+        isinstance(encoded, Codebook)
+        and encoded.per == "tensor"
+        and encoded.bits <= 8
+        and encoded.dtype == np.float32
+        and 0 not in encoded.shape
+        and not (encoded.group and encoded.width % encoded.group)
+    )
 
 
 def _value_info(name, value):
@@ -331,15 +365,40 @@ def _real_matrix(export, matrix):
     return export.add("Squeeze", deep, export.whole(0))
 
 
-@_exports("Dense")
+_BLOCKS = (16, 32, 64, 128, 256)  # that MatMulNBits knows
+
+
+@_exports("Dense", "CodedDense")
 def _dense(export, node, *, activation, alpha, beta):
     x, weight, bias = [*node.inputs, ""][:3]
+    encoded = export.graph.constants.get(weight)
+    if isinstance(encoded, Grouped) and encoded.bits == 4 and encoded.group in _BLOCKS:
+        y = _of_four_bits(export, x, encoded, 4 if node.operator == "CodedDense" else 0)
+        y = export.add("Add", y, bias) if bias else y
+        _ending(export, y, activation, alpha, beta, node.outputs[0])
+        return
     matrix = export.turned(weight, (1, 0))
     if isinstance(export.graph.constants.get(weight), Affine):
         matrix = _real_matrix(export, matrix)
     y = export.add("MatMul", x, matrix)
     y = export.add("Add", y, bias) if bias else y
     _ending(export, y, activation, alpha, beta, node.outputs[0])
+
+
+def _of_four_bits(export, x, encoded, accuracy):
+    """MatMulNBits: two codes to a byte, the first in its lower half; 4 rounds rows to bytes."""
+    n, blocks, size = encoded.n_rows, encoded.n_groups, encoded.group
+    codes = np.zeros((n, blocks * size), np.uint8)
+    codes[:, : encoded.width] = encoded.row_codes(0, n)
+    packed = (codes[:, ::2] | codes[:, 1::2] << 4).reshape(n, blocks, size // 2)
+    points = np.zeros((n, blocks + blocks % 2), np.uint8)
+    points[:, :blocks] = encoded.points()
+    scales = np.broadcast_to(encoded.float_scales(), (n, blocks))
+    return export.add(
+        "MatMulNBits", x, export.constant(packed), export.constant(scales.ravel()),
+        export.constant((points[:, ::2] | points[:, 1::2] << 4).ravel()), domain=_MICROSOFT,
+        K=encoded.width, N=n, bits=4, block_size=size, accuracy_level=accuracy,
+    )  # fmt: skip
 
 
 @_exports("MatMul")
