@@ -7,9 +7,10 @@ from nodes import level  # noqa: F401 - a fixture
 from fastvq.runtime.codebook import Codebook
 from fastvq.runtime.definitions.codes import has_levels, quantized_groups
 from fastvq.runtime.graph import Graph, Node, Value
-from fastvq.runtime.grouped import Grouped
+from fastvq.runtime.grouped import Grouped, Signs
 from fastvq.runtime.ops import operators
 from fastvq.runtime.plan import Plan
+from fastvq.runtime.product import Product
 from fastvq.runtime.registry import KernelCall
 
 
@@ -134,6 +135,56 @@ class TestEveryLevel:
         weight, x = grouped(rng, 10, 64, 4), rows(rng, 2, 64).reshape(1, 2, 64)
         wanted = defined(weight, x, **attributes)
         np.testing.assert_array_equal(run(weight, x, **attributes), wanted)
+
+
+def signs(rng, n, width, group=0):
+    groups = -(-width // group) if group else 1
+    return Signs.of(rng.normal(size=(n, width)), rng.uniform(size=(n, groups)), group=group)
+
+
+def product(rng, n, width, d, bits, stages, dtype="f2"):
+    books = (rng.normal(size=(stages, 1 << bits, d)) * 9).astype(dtype)
+    codes = rng.integers(0, 1 << bits, (n, -(-width // d), stages))
+    scales = rng.uniform(size=(n, 1)).astype("f4")
+    return Product.of((n, width), codes, books, bits=bits, scales=scales)
+
+
+def tables(rng, n, width):
+    scales = rng.uniform(size=(1, 1)).astype("f4")
+    yield grouped(rng, n, width, 4)
+    yield grouped(rng, n, width, 3, 8)
+    yield grouped(rng, n, width, 5, 8, symmetric=False)
+    yield codebook(rng, n, width, 6, 16)
+    yield Codebook.of(rng.integers(0, 9, (n, width)), rng.normal(size=(1, 9)).astype("f4"))
+    yield Codebook.of(rng.integers(0, 999, (n, width)), rng.normal(size=(1, 999)).astype("f4"))
+    yield Codebook.of(
+        rng.integers(0, 2, (n, width)), np.array([[-3, 7]], "i1"), scales=scales, exponent=3
+    )
+    yield signs(rng, n, width, 8)
+    yield product(rng, n, width, 4, 5, 1)
+    yield product(rng, n, width, 3, 7, 2, "f4")
+
+
+@pytest.mark.usefixtures("level")
+@pytest.mark.parametrize("width", [1, 7, 33, 64])
+@pytest.mark.parametrize("dtype", ["i4", "i8"])
+def test_rows_of_a_table_are_decoded_as_they_are_asked_for(width, dtype):
+    rng = np.random.default_rng(width)
+    indices = rng.integers(-40, 40, (5, 6)).astype(dtype)
+    for table in tables(rng, 40, width):
+        graph = Graph(
+            [Node("Gather", ("table", "i"), ("y",))],
+            [Value("i", np.dtype(dtype).name, indices.shape)],
+            [Value("y", "float32", (5, 6, width))],
+            {"table": table},
+        )
+        for threads in (1, 3):
+            plan = Plan(graph, {"i": indices.shape}, {}, threads)
+            assert [step.kernel for step in plan.steps] == ["coded_rows.take"]
+            (y,) = plan.run([indices])
+            np.testing.assert_array_equal(y, table.decode()[indices], strict=True)
+        with pytest.raises(IndexError, match="index number 0 is out of range"):
+            plan.run([np.full((5, 6), 40, dtype)])
 
 
 def test_steps_of_rows():

@@ -39,7 +39,8 @@ typedef struct {
     const float *row_scale; /* (rows, groups) */
     const int32_t *row_sum; /* (rows, groups): of the bytes of x */
     const uint8_t *panels;  /* (panels, groups, blocks, CODES_QUADS * LANE_BYTES * bits / 8) */
-    const uint8_t *table;   /* (16,): the level of a code; NULL where a code is its own level */
+    const uint8_t *table;   /* (2, 16): levels of a code of 4 bits, in its first row, or of the lower
+                             * and the upper of two codes of 2; NULL: a code is its own level */
     const uint16_t *scales; /* (panels, groups, F32_LANES): float16 */
     const uint8_t *points;  /* the same: origins of levels; NULL where it is `origin` */
     const float *bias;      /* (panels, F32_LANES) or NULL */
@@ -173,7 +174,7 @@ INLINE i32_lanes codes_quad(const int8_t *x)
 }
 
 /* Sums of a block for `rows` rows, whose bytes lie `stride` apart. */
-INLINE void codes_block(int rows, int bits, int depth, int lookup, u8_lanes table,
+INLINE void codes_block(int rows, int bits, int depth, int lookup, const u8_lanes *table,
                         const uint8_t *panel, const int8_t *x, int64_t stride, i32_lanes *sum)
 {
     const int parts = 8 / bits;
@@ -188,10 +189,10 @@ INLINE void codes_block(int rows, int bits, int depth, int lookup, u8_lanes tabl
             u8_lanes levels = bytes;
             if (bits < 8) {
                 /* shifted in 16 bits: what comes in from the neighbour is masked away */
-                levels = (u8_lanes)((u16_lanes)bytes >> (part * bits));
-                levels &= (uint8_t)((1 << bits) - 1);
+                const int upper = part * bits >= 4;
+                levels = (u8_lanes)((u16_lanes)bytes >> (4 * upper)) & 15;
             }
-            if (lookup) levels = codes_lookup(table, levels);
+            if (lookup) levels = codes_lookup(table[part * bits % 4 / 2], levels);
             UNROLL for (int i = 0; i < rows; i++)
                 codes_dot(&sum[i], &pairs[i], levels, codes_quad(x + i * stride + 4 * number),
                           number, depth);
@@ -210,9 +211,12 @@ INLINE void codes_panel(int rows, int bits, int depth, int lookup, const Codes *
     const int8_t *x = job->x + row * width;
     const int64_t first = panel * F32_LANES;
     f32_lanes total[CODES_ROWS];
-    u8_lanes table = {0};
+    u8_lanes table[2] = {{0}, {0}};
     if (lookup)
-        for (int i = 0; i < LANE_BYTES; i++) table[i] = job->table[i % 16];
+        for (int i = 0; i < LANE_BYTES; i++) {
+            table[0][i] = job->table[i % 16];
+            table[1][i] = job->table[16 + i % 16];
+        }
     UNROLL for (int i = 0; i < rows; i++) total[i] = (f32_lanes){0};
     for (int64_t g = 0; g < groups; g++) {
         i32_lanes sum[CODES_ROWS];
@@ -262,7 +266,7 @@ INLINE void codes_panel(int rows, int bits, int depth, int lookup, const Codes *
     }
 
 #if defined(__AVX2__) || defined(__aarch64__)
-CODES_CASE(2, 8, 0)
+CODES_CASE(2, 8, 1)
 CODES_CASE(2, 1, 1)
 CODES_CASE(2, 4, 1)
 CODES_CASE(4, 8, 0)
@@ -278,7 +282,7 @@ static void codes_panels(const Codes *job, int64_t first, int64_t last)
     void (*run)(const Codes *, int64_t) = job->depth >= 4 ? codes_8_4_0 : codes_8_1_0;
 #if defined(__AVX2__) || defined(__aarch64__)
     if (job->bits == 2)
-        run = !job->table ? codes_2_8_0 : job->depth >= 4 ? codes_2_4_1 : codes_2_1_1;
+        run = job->depth >= 8 ? codes_2_8_1 : job->depth >= 4 ? codes_2_4_1 : codes_2_1_1;
     if (job->bits == 4)
         run = !job->table ? codes_4_8_0 : job->depth >= 2 ? codes_4_2_1 : codes_4_1_1;
 #endif

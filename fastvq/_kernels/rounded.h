@@ -28,6 +28,13 @@ INLINE f32_lanes clamped(f32_lanes x, float low, float high)
     return f32_min(f32_max(x, (f32_lanes){0} + low), (f32_lanes){0} + high);
 }
 
+INLINE float rounded_product(float a, float b)
+{
+    float rounded = a * b;
+    OPAQUE(rounded);
+    return rounded;
+}
+
 /* x within bounds; NaN stays: a bound replaces a value only where it is beaten. */
 INLINE f32_lanes bounded(f32_lanes x, float low, float high)
 {

@@ -8,11 +8,15 @@ import numpy as np
 
 from fastvq.runtime import registry
 from fastvq.runtime.codebook import Codebook
+from fastvq.runtime.coded import Coded
 from fastvq.runtime.definitions.codes import has_levels, levels_fit
+from fastvq.runtime.grouped import Signs
+from fastvq.runtime.product import Product
 from fastvq.runtime.registry import KernelCall, lowering, workers
 
 _THREAD_WEIGHTS = 1 << 19  # codes times rows that are worth a thread
 _THREAD_VALUES = 1 << 15  # of a row that becomes bytes
+_MOST_STAGES = 8  # as coded_rows.pyx has room for
 _AT_ONCE = 1 << 22  # codes that are put in order at a time
 
 
@@ -45,6 +49,52 @@ def dense(node, inputs, outputs, plan):
     return [quantize, multiply]
 
 
+def can_take(weight) -> bool:
+    """Whether rows of a constant can be decoded as they are asked for."""
+    return (
+        isinstance(weight, Coded)
+        and weight.leading == 1
+        and weight.dtype == np.float32
+        and (not isinstance(weight, Codebook) or weight.per == "tensor")
+        and (not isinstance(weight, Product) or len(weight.codewords) <= _MOST_STAGES)
+    )
+
+
+def taken_codes(weight, indices, y, plan) -> KernelCall:
+    """Rows at indices, decoded from where the codes lie: the table stays as small as its file."""
+    words, points, origin = _codewords(weight)
+    scales = weight.scales
+    return KernelCall(
+        "coded_rows.take",
+        [indices, weight.codes, words, scales, points, y],
+        [
+            *(indices.size, indices.dtype.itemsize, weight.n_rows, weight.width, weight.bits),
+            *(words.shape[1], words.shape[2], words.shape[0]),
+            *(weight.n_groups, weight.group or max(weight.width, 1)),
+            *((0, 0) if scales is None else (scales.itemsize, len(scales))),
+        ],
+        [2.0**weight.exponent, origin],
+        threads=workers(plan, y.size, _THREAD_VALUES),
+        failure=lambda answer: IndexError(
+            f"index number {answer - 1} is out of range for axis 0 of {weight.shape}"
+        ),
+    )
+
+
+def _codewords(weight):
+    """Codewords float32 (stages, codewords, d), origins of rows and groups or None, the origin."""
+    if isinstance(weight, Product):
+        return weight.codewords.astype(np.float32), None, 0.0
+    if isinstance(weight, Codebook):
+        return weight.codewords[0].astype(np.float32)[None, :, None], None, 0.0
+    if isinstance(weight, Signs):
+        return np.array([-1, 1], np.float32)[None, :, None], None, 0.0
+    levels = np.arange(1 << weight.bits, dtype=np.float32)[None, :, None]
+    if weight.zero_points is None:
+        return levels, None, float(1 << (weight.bits - 1))
+    return levels, weight.points(), 0.0
+
+
 class _Packed:
     """A weight as codes.h reads it."""
 
@@ -56,10 +106,7 @@ class _Packed:
         self.unit = 2.0**weight.exponent
         bits = next(b for b in (2, 4, 8) if weight.bits <= b)
         bits = bits if kernel.SHUFFLE else 8
-        table = None
-        if bits < 8 and not np.array_equal(levels, np.arange(len(levels))):
-            table = np.zeros(16, np.uint8)
-            table[: len(levels)] = levels
+        table = _table(levels, bits)
         depth = next(d for d in (8, 4, 2, 1) if 254 * most * d < 1 << 15)
         of_codes = levels if bits == 8 else np.arange(256, dtype=np.uint8)
         panels = _panels(weight, of_codes, bits, self.room)
@@ -76,6 +123,18 @@ class _Packed:
         padded[: len(values)] = values
         by_panel = padded.reshape(-1, lanes, values.shape[1])
         return np.ascontiguousarray(by_panel.swapaxes(1, 2))
+
+
+def _table(levels, bits):
+    """What bytes are looked up in, (2, 16); None where codes are levels."""
+    if bits == 8 or (bits == 4 and np.array_equal(levels, np.arange(len(levels)))):
+        return None
+    table, codes = np.zeros((2, 16), np.uint8), np.arange(16)
+    if bits == 2:  # one nibble has two codes
+        table[...] = np.resize(levels, 4)[codes & 3], np.resize(levels, 4)[codes >> 2]
+    else:
+        table[0, : len(levels)] = levels
+    return table
 
 
 def _packed(tensor, bias):

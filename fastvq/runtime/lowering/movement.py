@@ -11,6 +11,7 @@ import math
 import numpy as np
 
 from fastvq.runtime.definitions import movement as definitions
+from fastvq.runtime.lowering.codes import can_take, taken_codes
 from fastvq.runtime.registry import KernelCall, lowering
 
 _RANK = 8  # axes that the kernel knows
@@ -169,6 +170,8 @@ def gather(node, inputs, outputs, plan):
     x, indices = inputs
     if indices.dtype.itemsize not in (4, 8) or not outputs[0].size:
         return None
+    if x.known and node.attributes.get("axis", 0) == 0 and can_take(x.encoded):
+        return [taken_codes(x.encoded, indices, outputs[0], plan)]
     rows = plan.packed(x, "rows", lambda t: t.value) if x.known else x
     axis = node.attributes.get("axis", 0) % len(x.shape)
     itemsize = x.dtype.itemsize
