@@ -350,20 +350,35 @@ INLINE Block block_at(int form, const Job *job, int64_t count, char *scratch)
     return (Block){(uint8_t *)scratch, stride, scales, (int8_t *)(scales + count)};
 }
 
+/* Panels that stay in the second-level cache while all tiles of a block meet them. */
+enum { CHUNK_BYTES = 192 * 1024 };
+
+INLINE void multiply_tile(int form, const Job *job, int rows, int64_t first, int64_t row,
+                          int64_t group, int64_t first_panel, int64_t last_panel,
+                          const Block *block)
+{
+    for (int64_t panel = first_panel; panel < last_panel; panel++) {
+        Span span = span_of(form, job, group * job_panels(job) + panel);
+        int32_t sums[DOT_ROWS * DOT_COLUMNS] __attribute__((aligned(64)));
+        any_tile(form, rows, block->left + row * block->stride, block->stride,
+                 job->panels + span.group * dot_step(form), job->numbers + span.number,
+                 span.count, sums);
+        finish_sums(job, sums, rows, first + row, group, panel, block->scales + row);
+    }
+}
+
 INLINE void multiply_block(int form, const Job *job, int64_t first, int64_t count, int64_t group,
                            int64_t first_panel, int64_t last_panel, const Block *block)
 {
-    /* Tiles of about equal height: 8 rows are better served as 4 + 4 than as 6 + 2. */
+    /* Tiles of about equal height: 8 rows are better served as 4 + 4 than as 6 + 2. A tile goes
+     * along its rows of y, which are written in order. */
     int64_t tiles = (count + DOT_ROWS - 1) / DOT_ROWS;
-    for (int64_t panel = first_panel; panel < last_panel; panel++) {
-        Span span = span_of(form, job, group * job_panels(job) + panel);
-        const int8_t *right = job->panels + span.group * dot_step(form);
+    int64_t step = CHUNK_BYTES / (padded(job->width, 4) * DOT_COLUMNS) + 1;
+    for (int64_t panel = first_panel; panel < last_panel; panel += step) {
+        int64_t last = panel + step < last_panel ? panel + step : last_panel;
         for (int64_t tile = 0, row = 0; tile < tiles; tile++) {
             int rows = (int)((count - row + tiles - tile - 1) / (tiles - tile));
-            int32_t sums[DOT_ROWS * DOT_COLUMNS] __attribute__((aligned(64)));
-            any_tile(form, rows, block->left + row * block->stride, block->stride, right,
-                     job->numbers + span.number, span.count, sums);
-            finish_sums(job, sums, rows, first + row, group, panel, block->scales + row);
+            multiply_tile(form, job, rows, first, row, group, panel, last, block);
             row += rows;
         }
     }
