@@ -1,9 +1,8 @@
 """Weights of 8-bit integers as the kernels read them, with what belongs to each column of sums.
 
-On AVX2 a weight may lie in groups of four, of which neighbours are added in 16 bits (dot.h): twice
-as many products with an instruction, exact as long as no two neighbours are larger than 128
-together. Where some are, their group comes twice in its panel, and if that happens too often the
-weight stays as it is on other levels.
+AVX2 has three forms of a weight (dot.h). In two of them neighbours are added in 16 bits, which is
+exact as long as no two are larger than 128 together: as they stand, or in an order that is found
+for each panel (pairing.h). Where that takes too many groups the weight stays as on other levels.
 """
 
 import numpy as np
@@ -16,8 +15,9 @@ __all__ = ["LARGEST_WIDTH", "Packed", "check_sums"]
 # fit in 32 bits. What a bias adds is looked at column by column in `check_sums`.
 LARGEST_WIDTH = 1 << 16
 
-# Groups of a paired weight, at most, for each that it would have if none came twice.
-MOST_GROUPS = 1.15
+# Groups of a picked weight, at most, for each that there would be if all were full: a group of four
+# takes 0.88 of the time of two groups of two.
+MOST_GROUPS = 1.1
 
 
 class Packed:
@@ -29,8 +29,8 @@ class Packed:
 
     Attributes
     ----------
-    form : number of the form, WHOLE or PAIRED of the kernel's module
-    operands : list of the weight in that form: panels, spans, numbers (these None unless paired)
+    form : number of the form: WHOLE, PAIRED or PICKED of the kernel's module
+    operands : list of the weight in that form: panels, spans, orders (these None unless picked)
     sums : ndarray of int32, shape (groups, n): of each row of the weight
     """
 
@@ -50,49 +50,58 @@ class Packed:
         kernel = load("int8")
         self._columns = kernel.COLUMNS
         self.sums = np.empty((self.groups, self.n), np.int32)
-        paired = self._paired(weight, kernel) if kernel.CAN_PAIR else None
-        self.form = kernel.WHOLE if paired is None else kernel.PAIRED
-        self.operands = self._whole(weight, kernel) if paired is None else paired
+        self.form, orders, counts = self._planned(weight, kernel)
+        if self.form == kernel.PICKED:
+            self.operands = self._picked(weight, kernel, orders, counts)
+        else:
+            self.operands = self._in_order(weight, kernel)
         self._offset = kernel.offset(self.form)
         self.column_sums = self.per_column(self.sums, np.int32)
         self._starts = {}
 
-    def _whole(self, weight, kernel):
-        group = kernel.group(kernel.WHOLE)
+    def _in_order(self, weight, kernel):
+        group = kernel.group(self.form)
         size = -(-self.n // self._columns) * self._columns * -(-self.k // group) * group
         panels = _aligned(self.groups * size, np.int8)
         parts = panels.reshape(self.groups, -1)
         for values, part, sums in zip(weight, parts, self.sums, strict=True):
-            kernel.pack(values, part, sums)
+            kernel.pack(self.form, values, part, sums)
         return [panels, None, None]
 
-    def _paired(self, weight, kernel):
-        """The same in pairs; None where too many groups would come twice."""
-        weight = np.ascontiguousarray(weight)
-        n_panels, n_numbers = -(-self.n // self._columns), -(-self.k // 4)
-        split = np.empty((self.groups, n_panels, n_numbers), np.bool_)
-        for values, marks in zip(weight, split, strict=True):
-            kernel.mark_pairs(values, marks.view(np.int8))
-        if split.mean() > MOST_GROUPS - 1:
-            return None
-        # A panel in which none comes twice has the numbers 0, 1, ..., which stand first.
-        plain = np.arange(n_numbers, dtype=np.uint16)
-        numbers, spans = [plain], np.zeros((self.groups * n_panels, 3), np.int64)
-        place = n_numbers
-        for span, marks in zip(spans, split.reshape(-1, n_numbers), strict=True):
-            span[2] = n_numbers
-            if marks.any():
-                numbers.append(np.repeat(plain, 1 + marks))
-                span[1:] = place, len(numbers[-1])
-                place += span[2]
-        spans[1:, 0] = np.cumsum(spans[:-1, 2])
-        numbers = np.concatenate(numbers)
-        panels = _aligned(4 * self._columns * spans[:, 2].sum(), np.int8)
+    def _planned(self, weight, kernel):
+        """The form, and the groups of a picked weight: orders, and how many of each 16 values."""
+        if not kernel.CAN_PAIR:
+            return kernel.WHOLE, None, None
+        shape = self.groups, -(-self.n // self._columns), -(-self.k // kernel.CHOICE)
+        orders, counts = np.empty((*shape, kernel.GROUPS), np.uint32), np.empty(shape, np.int8)
+        for values, *planned in zip(weight, orders, counts, strict=True):
+            kernel.plan_pairs(np.ascontiguousarray(values), *planned)
+        full = -(-self.k // 4) * shape[0] * shape[1]
+        if counts.sum(dtype=np.int64) > MOST_GROUPS * full:
+            return kernel.WHOLE, None, None
+        places = np.arange(kernel.CHOICE, dtype=np.uint8).view(np.uint32)
+        whole = self.k // kernel.CHOICE
+        natural = (counts[..., :whole] == len(places)).all() and (
+            orders[:, :, :whole, : len(places)] == places
+        ).all()
+        # A broken end is picked in order if it is at all: pairs from the front.
+        ends = orders[:, :, whole:].view(np.uint8)[..., : self.k % kernel.CHOICE]
+        natural = natural and (ends == np.arange(ends.shape[-1])).all()
+        return kernel.PAIRED if natural else kernel.PICKED, orders, counts
+
+    def _picked(self, weight, kernel, orders, counts):
+        orders = orders.copy()
+        orders.view(np.uint8)[:, :, 1:, 0] |= kernel.CHOICE  # to the next 16 values
+        there = np.arange(kernel.GROUPS) < counts[..., None]
+        spans = np.zeros((*counts.shape[:2], 2), np.int64)
+        spans[..., 1] = counts.sum(axis=-1)
+        spans.reshape(-1, 2)[1:, 0] = np.cumsum(spans[..., 1])[:-1]
+        orders = orders[there]
+        panels = _aligned(len(orders) * 4 * self._columns, np.int8)
         panels[:] = 0
-        parts = spans.reshape(self.groups, n_panels, 3)
-        for values, part, sums in zip(weight, parts, self.sums, strict=True):
-            kernel.pack_paired(values, part, numbers, panels, sums)
-        return [panels, spans, numbers]
+        for values, part, sums in zip(weight, spans, self.sums, strict=True):
+            kernel.pack_picked(np.ascontiguousarray(values), part, orders, panels, sums)
+        return [panels, spans, orders]
 
     def per_column(self, values, dtype):
         """Values of all columns, (groups * n,) or one for all, with room up to whole panels."""

@@ -103,9 +103,9 @@ typedef struct {
     int64_t stride_y, stride_x, dilation_y, dilation_x, pad_y, pad_x;
 } Window;
 
-/* A panel of a paired weight: its first group, the first of their numbers, and how many. */
+/* The groups of a panel: the first, and how many. */
 typedef struct {
-    int64_t group, number, count;
+    int64_t group, count;
 } Span;
 
 typedef struct {
@@ -116,8 +116,8 @@ typedef struct {
     int64_t groups, out_stride;   /* elements from a row of y to the next */
     int form, offset;             /* of the weight (dot.h); what a left operand is raised by */
     const int8_t *panels;         /* (groups, panels, steps, dot_step) */
-    const Span *spans;            /* DOT_PAIRED: (groups, panels), where they lie instead */
-    const uint16_t *numbers;      /* what the groups of such panels meet */
+    const Span *spans;            /* DOT_PICKED: (groups, panels), where they lie instead */
+    const uint32_t *orders;       /* of all groups of such panels */
     const int32_t *column_sums;   /* (groups, columns, padded): of the weight */
     const int32_t *start;         /* the same: bias, less what zero point and offset add; NULL where
                                    * rows have zero points of their own */
@@ -142,7 +142,7 @@ INLINE int64_t job_panels(const Job *job) { return (job->columns + DOT_COLUMNS -
  * would share a few sets of the cache. */
 INLINE int64_t left_stride(int form, int64_t width)
 {
-    return (padded((width + 4) * (dot_left_bytes(form) ? 1 : 2), 64) / 64 | 1) * 64;
+    return (padded((width + DOT_CHOICE) * (dot_left_bytes(form) ? 1 : 2), 64) / 64 | 1) * 64;
 }
 
 INLINE int64_t block_bytes(int form, int64_t rows, int64_t width)
@@ -315,10 +315,10 @@ INLINE void finish_sums(const Job *job, const int32_t *sums, int rows, int64_t r
 }
 
 #define TILE_CASE(n)                                                                            \
-    case n: dot_tile(form, n, left, stride, panel, numbers, groups, sums); break;
+    case n: dot_tile(form, n, left, stride, panel, orders, groups, sums); break;
 
 INLINE void any_tile(int form, int rows, const uint8_t *left, int64_t stride, const int8_t *panel,
-                     const uint16_t *numbers, int64_t groups, int32_t *sums)
+                     const uint32_t *orders, int64_t groups, int32_t *sums)
 {
     switch (rows) {
         TILE_CASE(1) TILE_CASE(2) TILE_CASE(3) TILE_CASE(4) TILE_CASE(5) TILE_CASE(6)
@@ -332,7 +332,7 @@ INLINE void any_tile(int form, int rows, const uint8_t *left, int64_t stride, co
 INLINE Span span_of(int form, const Job *job, int64_t panel)
 {
     int64_t steps = (job->width + dot_group(form) - 1) / dot_group(form);
-    return form == DOT_PAIRED ? job->spans[panel] : (Span){panel * steps, 0, steps};
+    return form == DOT_PICKED ? job->spans[panel] : (Span){panel * steps, steps};
 }
 
 /* What a block of rows needs for itself, in scratch of block_bytes. */
@@ -361,7 +361,7 @@ INLINE void multiply_tile(int form, const Job *job, int rows, int64_t first, int
         Span span = span_of(form, job, group * job_panels(job) + panel);
         int32_t sums[DOT_ROWS * DOT_COLUMNS] __attribute__((aligned(64)));
         any_tile(form, rows, block->left + row * block->stride, block->stride,
-                 job->panels + span.group * dot_step(form), job->numbers + span.number,
+                 job->panels + span.group * dot_step(form), job->orders + span.group,
                  span.count, sums);
         finish_sums(job, sums, rows, first + row, group, panel, block->scales + row);
     }
@@ -388,6 +388,8 @@ INLINE void multiply_block(int form, const Job *job, int64_t first, int64_t coun
 #define IN_ITS_FORM(CALL)                                                                       \
     if (job->form == DOT_PAIRED) {                                                              \
         CALL(DOT_PAIRED);                                                                       \
+    } else if (job->form == DOT_PICKED) {                                                       \
+        CALL(DOT_PICKED);                                                                       \
     } else {                                                                                    \
         CALL(DOT_WHOLE);                                                                        \
     }

@@ -1,7 +1,7 @@
 """Products of 8-bit integers: dense layers and convolutions; see int8.h and dot.h."""
 
 from cython.parallel cimport prange, threadid
-from libc.stdint cimport int8_t, int32_t, int64_t, uint16_t
+from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint32_t
 from libc.string cimport memset
 
 from fastvq._kernels.call cimport Call, entry
@@ -10,6 +10,8 @@ cdef extern from "int8.h" nogil:
     enum:
         DOT_WHOLE
         DOT_PAIRED
+        DOT_PICKED
+        DOT_CHOICE
         DOT_ROWS
         DOT_COLUMNS
         TO_FLOAT
@@ -20,7 +22,7 @@ cdef extern from "int8.h" nogil:
         float scale
         int32_t zero_point
     ctypedef struct Span:
-        int64_t group, number, count
+        int64_t group, count
     ctypedef struct Window:
         int64_t height, width, channels, out_height, out_width, kernel_height, kernel_width
         int64_t stride_y, stride_x, dilation_y, dilation_x, pad_y, pad_x
@@ -32,7 +34,7 @@ cdef extern from "int8.h" nogil:
         int form, offset
         const int8_t *panels
         const Span *spans
-        const uint16_t *numbers
+        const uint32_t *orders
         const int32_t *column_sums
         const int32_t *start
         const float *multiplier
@@ -74,8 +76,16 @@ cdef extern from *:
     enum:
         HAS_PAIRED
 
-# Columns of a panel, the forms of a weight, and whether this level has the second.
-COLUMNS, WHOLE, PAIRED, CAN_PAIR = DOT_COLUMNS, DOT_WHOLE, DOT_PAIRED, bool(HAS_PAIRED)
+cdef extern from "pairing.h" nogil:
+    enum:
+        ALONE
+        MOST_ORDERS
+    int find_orders(const int8_t *weight, int64_t step, int columns, int count, uint32_t *orders)
+
+# The forms of a weight, and whether this level has more than the first; columns of a panel, values
+# that a group picks from, and how many groups there can be of these.
+WHOLE, PAIRED, PICKED, CAN_PAIR = DOT_WHOLE, DOT_PAIRED, DOT_PICKED, bool(HAS_PAIRED)
+COLUMNS, CHOICE, GROUPS = DOT_COLUMNS, DOT_CHOICE, MOST_ORDERS
 
 
 def group(int form):
@@ -102,14 +112,14 @@ def scratch_bytes(int form, int64_t rows, int64_t width):
 
 
 cdef void pack_weight(
-    const int8_t *weight, int64_t n, int64_t k, int64_t n_step, int64_t k_step, int8_t *panels,
+    int form, const int8_t *weight, int64_t n, int64_t k, int64_t n_step, int64_t k_step, int8_t *panels,
     int32_t *sums,
 ) noexcept nogil:
     """weight IN, rows n_step and values k_step apart; panels OUT; sums OUT (n,), of each row."""
-    cdef int64_t size = dot_group(DOT_WHOLE), steps = (k + size - 1) // size, j, f
+    cdef int64_t size = dot_group(form), steps = (k + size - 1) // size, j, f
     cdef int8_t *panel
     cdef int32_t total
-    memset(panels, 0, (n + DOT_COLUMNS - 1) // DOT_COLUMNS * steps * dot_step(DOT_WHOLE))
+    memset(panels, 0, (n + DOT_COLUMNS - 1) // DOT_COLUMNS * steps * dot_step(form))
     for j in range(n):
         panel = panels + (j // DOT_COLUMNS * steps * DOT_COLUMNS + j % DOT_COLUMNS) * size
         total = 0
@@ -119,69 +129,62 @@ cdef void pack_weight(
         sums[j] = total
 
 
-def pack(const int8_t[:, :] weight, int8_t[::1] panels, int32_t[::1] column_sums):
+def pack(int form, const int8_t[:, :] weight, int8_t[::1] panels, int32_t[::1] column_sums):
     """The weight as the tile reads it, and the sum of each of its rows.
 
     weight IN (n, k); panels OUT (ceil(n / COLUMNS) * ceil(k / group) * group * COLUMNS);
     column_sums OUT (n,).
     """
     with nogil:
-        pack_weight(&weight[0, 0], weight.shape[0], weight.shape[1], weight.strides[0],
+        pack_weight(form, &weight[0, 0], weight.shape[0], weight.shape[1], weight.strides[0],
                     weight.strides[1], &panels[0], &column_sums[0])
 
 
-cdef inline bint is_too_large(int32_t a, int32_t b) noexcept nogil:
-    """Whether 255 * a + 255 * b could leave 16 bits; where signs differ it cannot."""
-    return a + b > 128 or a + b < -128
+def plan_pairs(const int8_t[:, ::1] weight, uint32_t[:, :, ::1] orders, int8_t[:, ::1] counts):
+    """Groups of a picked weight.
 
-
-def mark_pairs(const int8_t[:, ::1] weight, char[:, ::1] split):
-    """Where pairs of neighbours are too large for one group of a paired weight.
-
-    weight IN (n, k); split OUT (ceil(n / COLUMNS), ceil(k / 4)): whether a group of four of any of
-    a panel's columns has such a pair.
+    weight IN (n, k); orders OUT (ceil(n / COLUMNS), ceil(k / CHOICE), GROUPS): as in dot.h, but
+    that none says where its values are the next; counts OUT: how many of those there are.
     """
-    cdef int64_t j, f, k = weight.shape[1]
-    cdef char[::1] marks
-    split[:, :] = 0
-    for j in range(weight.shape[0]):
-        marks = split[j // DOT_COLUMNS]
-        for f in range(0, k - 1, 2):
-            if is_too_large(weight[j, f], weight[j, f + 1]):
-                marks[f // 4] = 1
+    cdef int64_t n = weight.shape[0], k = weight.shape[1], panel, block, j, f
+    with nogil:
+        for panel in range(counts.shape[0]):
+            for block in range(counts.shape[1]):
+                j, f = panel * DOT_COLUMNS, block * DOT_CHOICE
+                counts[panel, block] = find_orders(
+                    &weight[j, f], k, <int> min(n - j, <int64_t> DOT_COLUMNS),
+                    <int> min(k - f, <int64_t> DOT_CHOICE), &orders[panel, block, 0])
 
 
-def pack_paired(
-    const int8_t[:, ::1] weight, const int64_t[:, ::1] spans, const uint16_t[::1] numbers,
+def pack_picked(
+    const int8_t[:, ::1] weight, const int64_t[:, ::1] spans, const uint32_t[::1] orders,
     int8_t[::1] panels, int32_t[::1] column_sums,
 ):
-    """A weight whose groups are listed: where a number comes twice, pairs are split between both.
+    """weight IN (n, k); spans IN (panels, 2), orders IN: as in struct Job; panels OUT of all
+    weights of a layer; column_sums OUT (n,)."""
+    cdef int64_t j
+    with nogil:
+        for j in range(weight.shape[0]):
+            column_sums[j] = pack_column(
+                &weight[j, 0], &spans[j // DOT_COLUMNS, 0], &orders[0],
+                &panels[j % DOT_COLUMNS * 4])
 
-    weight IN (n, k); spans IN (panels, 3), numbers IN: as in struct Job; panels OUT, whole, all
-    zero before; column_sums OUT (n,).
-    """
-    cdef int64_t j, g, f, k = weight.shape[1], number, i
-    cdef int8_t *at
-    cdef int8_t value
-    cdef const int64_t *span
-    cdef int32_t total
-    for j in range(weight.shape[0]):
-        span = &spans[j // DOT_COLUMNS, 0]
-        total = 0
-        for g in range(span[2]):
-            number = numbers[span[1] + g]
-            at = &panels[(span[0] + g) * 4 * DOT_COLUMNS + j % DOT_COLUMNS * 4]
-            if g and numbers[span[1] + g - 1] == number:
-                continue  # filled by the one before
-            for i in range(min(<int64_t> 4, k - 4 * number)):
-                f = 4 * number + i
-                value = weight[j, f]
-                total += value
-                if i % 2 and is_too_large(weight[j, f - 1], value):
-                    at[4 * DOT_COLUMNS + i] = value
-                else:
-                    at[i] = value
-        column_sums[j] = total
+
+cdef int32_t pack_column(
+    const int8_t *column, const int64_t *span, const uint32_t *orders, int8_t *panels
+) noexcept nogil:
+    """The sum of the column."""
+    cdef const uint8_t *order
+    cdef int64_t group, i
+    cdef int32_t total = 0
+    for group in range(span[0], span[0] + span[1]):
+        order = <const uint8_t *> (orders + group)
+        column += order[0] & DOT_CHOICE
+        for i in range(4):
+            if not order[i] & ALONE:
+                panels[4 * DOT_COLUMNS * group + i] = column[order[i] & (DOT_CHOICE - 1)]
+                total += panels[4 * DOT_COLUMNS * group + i]
+    return total
 
 
 def depthwise_scratch(int64_t taps, int64_t channels):
@@ -235,9 +238,7 @@ cdef void take_job(Job *job, const Call *call) noexcept nogil:
     cdef const int64_t *size = &call.size[0]
     job.x, job.panels = call.operand[0], <const int8_t *> call.operand[1]
     job.spans = <const Span *> call.operand[2]
-    job.numbers = <const uint16_t *> call.operand[3]
-    job.form = DOT_PAIRED if job.spans else DOT_WHOLE
-    job.offset = dot_offset(job.form)
+    job.orders = <const uint32_t *> call.operand[3]
     job.column_sums = <const int32_t *> call.operand[4]
     job.start = <const int32_t *> call.operand[5]
     job.multiplier = <const float *> call.operand[6]
@@ -248,11 +249,13 @@ cdef void take_job(Job *job, const Call *call) noexcept nogil:
     job.rows, job.width, job.columns = size[2], size[3], size[4]
     job.groups, job.stride, job.out_stride = size[5], size[6], size[7]
     job.zero_point, job.padding = <int32_t> size[8], <int8_t> size[9]
+    job.form = <int> size[10]
+    job.offset = dot_offset(job.form)
     job.low, job.high = <float> call.value[0], <float> call.value[1]
 
 
 cdef void take_window(Job *job, const Call *call) noexcept nogil:
-    cdef const int64_t *size = &call.size[10]
+    cdef const int64_t *size = &call.size[11]
     job.window = Window(
         size[0], size[1], size[2], size[3], size[4], size[5], size[6], size[7], size[8],
         size[9], size[10], size[11], size[12])
@@ -263,9 +266,9 @@ cdef void take_window(Job *job, const Call *call) noexcept nogil:
 cdef int rows(const Call *call) noexcept nogil:
     """Rows times a weight: int8 to int32, int8 or float32, or float32 by way of int8 to float32.
 
-    operands: x IN (rows, width) int8 or float32; panels, spans and numbers (or NULL), column sums,
+    operands: x IN (rows, width) int8 or float32; panels, spans and orders (or NULL), column sums,
     start, multiplier, bias, table IN as in struct Job; y OUT; scratch (threads, scratch_bytes).
-    sizes: from, to, rows, width, columns, groups, stride, out stride, zero point, padding.
+    sizes: from, to, rows, width, columns, groups, stride, out stride, zero point, padding, form.
     values: low, high.
     """
     cdef Job job
@@ -277,7 +280,7 @@ cdef int rows(const Call *call) noexcept nogil:
 cdef int patches(const Call *call) noexcept nogil:
     """A convolution of pictures (N, H, W, C) in int8, in groups: `rows` are output places.
 
-    As `rows`, and sizes from 10: height, width, channels of x, then of y height and width, of the
+    As `rows`, and sizes from 11: height, width, channels of x, then of y height and width, of the
     kernel height and width, strides, dilations, pads at the top and the left. Operands 11, 12: scale
     float32 and zero point int32 IN of each picture, or NULL.
     """
@@ -319,9 +322,9 @@ cdef void one_product(const Call *call, int64_t number, char *scratch) noexcept 
     cdef Job job
     take_job(&job, call)
     memset(start, 0, n_padded * sizeof(int32_t))
-    pack_weight(b, n, k, size[10], size[11], panels, start)
+    pack_weight(DOT_WHOLE, b, n, k, size[11], size[12], panels, start)
     for j in range(n):
-        start[j] *= -<int32_t> (size[12] + job.offset)
+        start[j] *= -<int32_t> (size[13] + job.offset)
     job.x = <const int8_t *> call.operand[0] + call_places(call, number)[0] * job.rows * k
     job.panels, job.start = panels, start
     job.y = <char *> call.operand[9] + number * job.rows * n * item
@@ -347,12 +350,12 @@ cdef int matmul(const Call *call) noexcept nogil:
     """Products of pairs of int8 matrices, a (rows, k) and b, which lies as (k, n) or (n, k).
 
     operands: as `rows`, b in place of panels; operand 11 IN int64 (batch, 2): number of a and of b.
-    sizes: as `rows`; from 10: steps of b from a column to the next and along k, zero point of a,
+    sizes: as `rows`, the form being WHOLE; from 11: steps of b from a column to the next and along k, zero point of a,
     the batch, scratch of a thread.
     """
     cdef int64_t number
-    for number in prange(call.size[13], num_threads=call.threads, schedule="dynamic"):
-        one_product(call, number, <char *> call.operand[10] + threadid() * call.size[14])
+    for number in prange(call.size[14], num_threads=call.threads, schedule="dynamic"):
+        one_product(call, number, <char *> call.operand[10] + threadid() * call.size[15])
     return 0
 
 

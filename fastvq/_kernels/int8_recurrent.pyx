@@ -6,7 +6,7 @@ gates made of the sums. So a row's bits do not depend on the rows beside it.
 """
 
 from cython.parallel cimport prange
-from libc.stdint cimport int8_t, int32_t, int64_t, uint16_t
+from libc.stdint cimport int8_t, int32_t, int64_t, uint32_t
 from libc.string cimport memcpy, memset
 
 from fastvq._kernels.call cimport Call, entry
@@ -15,8 +15,6 @@ cdef extern from "int8_recurrent.h" nogil:
     enum:
         LSTM_LAYER
         GRU_LAYER
-        DOT_WHOLE
-        DOT_PAIRED
         DOT_COLUMNS
         FROM_FLOAT
         TO_FLOAT
@@ -24,7 +22,7 @@ cdef extern from "int8_recurrent.h" nogil:
     int dot_step(int form)
     int dot_offset(int form)
     ctypedef struct Span:
-        int64_t group, number, count
+        int64_t group, count
     ctypedef struct Job:
         int input "from"
         int to
@@ -33,7 +31,7 @@ cdef extern from "int8_recurrent.h" nogil:
         int form, offset
         const int8_t *panels
         const Span *spans
-        const uint16_t *numbers
+        const uint32_t *orders
         const int32_t *column_sums
         const float *multiplier
         const float *bias
@@ -62,11 +60,11 @@ block_rows = BLOCK_ROWS
 
 # The sizes of `recur`, in order.
 cdef enum:
-    LAYER, N, T, UNITS, DIRECTIONS, GATES, BACKWARD, BLOCK, WIDE_LENGTHS, ROOM
+    LAYER, N, T, UNITS, DIRECTIONS, GATES, BACKWARD, BLOCK, WIDE_LENGTHS, ROOM, FORM
 
 # Its operands.
 cdef enum:
-    PROJECTED, PANELS, SPANS, NUMBERS, SUMS, SCALE, BIAS, LENGTHS, H0, C0, Y, H, C, SCRATCH
+    PROJECTED, PANELS, SPANS, ORDERS, SUMS, SCALE, BIAS, LENGTHS, H0, C0, Y, H, C, SCRATCH
 
 
 def recur_scratch(int form, int64_t rows, int64_t units, int64_t gates):
@@ -80,12 +78,13 @@ cdef int64_t block_room(int form, int64_t rows, int64_t units) noexcept nogil:
 
 cdef int recur(const Call *call) noexcept nogil:
     """operands: projected IN (n, t, directions, gates, units), bias included; panels, spans and
-    numbers (or NULL), column sums, scale, bias (or NULL) IN of the recurrent weight, with
+    orders (or NULL), column sums, scale, bias (or NULL) IN of the recurrent weight, with
     directions * gates groups, as in struct Job; lengths IN (n,) or NULL; h0, c0 IN (n, directions,
     units) or NULL; y OUT (n, t, directions, units); h, c OUT like h0, c NULL for a GRU; scratch
     (tasks, room).
     sizes: layer (see int8_recurrent.h), n, t, units, directions, gates, whether the first direction
-    is backward, rows of a block (block_rows at most), whether lengths are int64, or int32; room."""
+    is backward, rows of a block (block_rows at most), whether lengths are int64, or int32; room, form of
+    the weight."""
     cdef const int64_t *size = &call.size[0]
     cdef int64_t blocks = (size[N] + size[BLOCK] - 1) // size[BLOCK], t
     for t in prange(size[DIRECTIONS] * blocks, num_threads=call.threads, schedule="dynamic"):
@@ -106,14 +105,14 @@ cdef Job job_of(const Call *call, int64_t direction, int64_t count) noexcept nog
     panels = direction * gates * job_panels(&job)
     job.panels = <const int8_t *> call.operand[PANELS]
     job.spans = <const Span *> call.operand[SPANS]
-    job.numbers = <const uint16_t *> call.operand[NUMBERS]
-    job.form = DOT_PAIRED if job.spans else DOT_WHOLE
+    job.orders = <const uint32_t *> call.operand[ORDERS]
+    job.form = <int> call.size[FORM]
     job.offset = dot_offset(job.form)
     if job.spans:
         job.spans += panels
     else:
-        job.panels += (panels * ((units + dot_group(DOT_WHOLE) - 1) // dot_group(DOT_WHOLE))
-                       * dot_step(DOT_WHOLE))
+        job.panels += (panels * ((units + dot_group(job.form) - 1) // dot_group(job.form))
+                       * dot_step(job.form))
     job.column_sums = <const int32_t *> call.operand[SUMS] + panels * DOT_COLUMNS
     job.multiplier = <const float *> call.operand[SCALE] + panels * DOT_COLUMNS
     if call.operand[BIAS]:

@@ -217,7 +217,19 @@ def _product(
             rows, *packed.operands, packed.column_sums, start, *columns, table, part, scratch
         )  # fmt: skip
         stride = X.strides[0] // X.itemsize
-        sizes = (_FROM[X.dtype], _TO[dtype], len(rows), k, n, 1, stride, n, out_zero_point, 0)
+        sizes = (
+            _FROM[X.dtype],
+            _TO[dtype],
+            len(rows),
+            k,
+            n,
+            1,
+            stride,
+            n,
+            out_zero_point,
+            0,
+            packed.form,
+        )
         run_once(kernel.entries["rows"], operands, sizes, bounds, threads)
     return y
 

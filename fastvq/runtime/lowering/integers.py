@@ -38,6 +38,7 @@ class _Layer:
 
     def __init__(self, weight, groups, zero_point, multiplier, bias, table):
         self.packed = packed = Packed(weight.reshape(groups, len(weight) // groups, -1))
+        self.form = packed.form
         # A layer that quantizes its input has no zero point before it runs, and a float bias.
         self.start = None if zero_point is None else packed.start(zero_point, bias)
         bias = None if bias is None or zero_point is not None else bias
@@ -56,6 +57,7 @@ class _Depthwise:
 
     def __init__(self, weight, zero_point, multiplier, bias, table):
         kernel = module("int8")
+        self.form = kernel.WHOLE
         channels = len(weight)
         taps = weight.reshape(channels, -1)
         room = -(-channels // kernel.COLUMNS) * kernel.COLUMNS
@@ -128,12 +130,26 @@ def dense(node, inputs, outputs, plan):
 def _rows_call(node, x, y, layer, plan, sizes, dynamic=False):
     m, k, n = sizes
     threads = _threads(plan, m * n * k, _THREAD_PRODUCTS)
-    size = module("int8").scratch_bytes(layer.packed.form, m, k)
+    size = module("int8").scratch_bytes(layer.form, m, k)
     start = _FROM_FLOAT if dynamic else _FROM_INT8
     return KernelCall(
         "int8.rows",
         [x, *layer.operands, y, plan.scratch(threads * size)],
-        [start, _TO[y.dtype.name], m, k, n, 1, k, n, node.attributes.get("y_zero_point", 0), 0],
+        [
+            *(
+                start,
+                _TO[y.dtype.name],
+                m,
+                k,
+                n,
+                1,
+                k,
+                n,
+                node.attributes.get("y_zero_point", 0),
+                0,
+            ),
+            layer.form,
+        ],
         _bounds_of(node),
         threads,
     )
@@ -169,7 +185,7 @@ def convolution(node, inputs, outputs, plan):
         columns, groups = weight.shape[0], 1
         size = kernel.depthwise_scratch(width, columns)
     else:
-        size = kernel.scratch_bytes(layer.packed.form, places, width)
+        size = kernel.scratch_bytes(layer.form, places, width)
     padding = 0 if dynamic else attributes.get("x_zero_point", 0)
     sizes = [_FROM_PATCHES, _TO[y.dtype.name], places, width, columns, groups, 0, weight.shape[0]]
     calls.append(
@@ -180,6 +196,7 @@ def convolution(node, inputs, outputs, plan):
                 *sizes,
                 attributes.get("y_zero_point", 0),
                 padding,
+                layer.form,
                 *_window_sizes(x.shape, y.shape, weight.shape[1:-1], attributes),
             ],
             _bounds_of(node),
@@ -250,7 +267,7 @@ def matmul(node, inputs, outputs, plan):
             [a, b, *[None] * 4, multiplier, None, None, y, plan.scratch(threads * room), pairs],
             [
                 *(_FROM_INT8, _TO[y.dtype.name], m, k, n, 1, k, n),
-                *(attributes.get("y_zero_point", 0), 0, *steps),
+                *(attributes.get("y_zero_point", 0), 0, module("int8").WHOLE, *steps),
                 *(attributes.get("a_zero_point", 0), len(pairs), room),
             ],
             _bounds(attributes),
@@ -391,11 +408,11 @@ def _recurrent(node, layer, gates, x, matrices, lengths, states, outputs, plan):
     )
     kernel, projected = module("int8"), plan.scratch(4 * n * t * rows)
     threads = _threads(plan, n * t * k * rows, _THREAD_PRODUCTS)
-    size = kernel.scratch_bytes(projection.packed.form, n * t, k)
+    size = kernel.scratch_bytes(projection.form, n * t, k)
     project = KernelCall(
         "int8.rows",
         [x, *projection.operands, projected, plan.scratch(threads * size)],
-        [_FROM_FLOAT, _TO["float32"], n * t, k, rows, 1, k, rows, 0, 0],
+        [_FROM_FLOAT, _TO["float32"], n * t, k, rows, 1, k, rows, 0, 0, projection.form],
         [-math.inf, math.inf],
         threads,
     )
@@ -415,6 +432,7 @@ def _recurrent(node, layer, gates, x, matrices, lengths, states, outputs, plan):
         [
             *(layer, n, t, units, directions, gates, int(backward), block),
             *(int(lengths is not None and lengths.dtype == np.int64), room),
+            of_state.packed.form,
         ],
         threads=min(threads, tasks),
     )
