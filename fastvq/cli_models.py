@@ -10,6 +10,14 @@ __all__ = ["add_commands", "model_lines"]
 
 _PICKLES = (".pkl", ".pickle", ".joblib")
 _SHOWN = 10  # rows of an output
+_FEW_BITS = ("int4", "codebook", "product", "sign", "auto")
+# Settings of compress, by scheme.
+_SETTINGS = {
+    "int8": ("activations", "calibration", "max_drop", "size_budget", "keep"),
+    "auto": ("max_drop", "size_budget", "keep"),
+    "sign": ("group", "keep"),
+    **dict.fromkeys(("int4", "codebook", "product"), ("bits", "group", "keep")),
+}
 
 
 def add_commands(add):
@@ -38,15 +46,23 @@ def _add_compress(add):
     command.add_argument(
         "--scheme",
         default="float32",
-        choices=["float32", "float16", "int8"],
-        help="how weights are stored; int8: how they are multiplied, too (%(default)s)",
+        choices=["float32", "float16", "int8", *_FEW_BITS],
+        help="how weights are stored; int8: how they are multiplied, too; auto: each weight as "
+        "--size-budget or --max-drop permit (%(default)s)",
     )
     command.add_argument(
         "--calibrate",
         metavar="X.npy",
-        help="int8: examples of the input, on which ranges are found and scores are told",
+        help="examples of the input, on which ranges are found and scores are told",
     )
-    command.add_argument("--labels", metavar="Y.npy", help="int8: what the examples are")
+    command.add_argument("--labels", metavar="Y.npy", help="what the examples are")
+    command.add_argument("--bits", type=int, help="int4, codebook, product: bits of a code")
+    command.add_argument(
+        "--group", type=int, help="int4, codebook: inputs that share a scale; product: of a block"
+    )
+    command.add_argument(
+        "--size-budget", type=int, metavar="BYTES", help="auto, int8: the most that the file takes"
+    )
     command.add_argument(
         "--activations",
         choices=["dynamic", "static"],
@@ -58,13 +74,13 @@ def _add_compress(add):
         help="int8: how static steps are chosen (mse)",
     )
     command.add_argument(
-        "--max-drop", type=float, metavar="D", help="int8: how much of the score may be lost"
+        "--max-drop", type=float, metavar="D", help="auto, int8: how much of the score may be lost"
     )
     command.add_argument(
         "--keep",
         action="append",
         metavar="PATTERN",
-        help="int8: layers of such a name stay float; may be given several times",
+        help="layers of such a name stay float; may be given several times",
     )
     _add_unpickle(command)
     command.add_argument("--report", action="store_true", help="list what each tensor costs")
@@ -87,17 +103,21 @@ def _compress(args):
 
 
 def _examples(args):
-    """X and y of the arguments, and settings of int8."""
+    """X and y of the arguments, and settings of the scheme."""
     from ._files import open_npy
 
+    allowed = _SETTINGS.get(args.scheme, ())
     settings = {
         name: getattr(args, name)
-        for name in ("activations", "calibration", "max_drop", "keep")
+        for name in {name for names in _SETTINGS.values() for name in names}
         if getattr(args, name) is not None
     }
+    if wrong := sorted(set(settings) - set(allowed)):
+        words = ", ".join(f"--{name.replace('_', '-')}" for name in wrong)
+        raise ValueError(f"--scheme {args.scheme} does not take {words}")
     paths = args.calibrate, args.labels
-    if args.scheme != "int8" and (settings or any(paths)):
-        raise ValueError("examples and settings of integers are for --scheme int8")
+    if not allowed and any(paths):
+        raise ValueError(f"--scheme {args.scheme} needs no examples")
     return [None if path is None else open_npy(path, range(33)) for path in paths], settings
 
 

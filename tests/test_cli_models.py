@@ -9,6 +9,8 @@ from golden import make as golden
 
 import fastvq
 from fastvq.cli import main
+from fastvq.runtime import CompressedModel, Graph, Node, Value
+from fastvq.runtime.encoding import Raw
 
 ROWS = np.random.default_rng(0).normal(size=(12, 4)).astype("f4")
 
@@ -149,3 +151,36 @@ def test_onnx_models(tmp_path, capsys):
     assert "Bernoulli 'dice'" in out and "operators of ai.onnx:" in out
     assert "1 nodes cannot be taken over" in err
     assert main(["compress", path, "-o", str(tmp_path / "no")]) == 2
+
+
+def test_compress_to_few_bits(tmp_path, capsys):
+    layer = np.random.default_rng(0).normal(size=(64, 96)).astype("f4")
+    x = np.random.default_rng(1).normal(size=(40, 96)).astype("f4")
+    graph = Graph(
+        [Node("Dense", ["x", "w"], ["y"])],
+        [Value("x", "float32", ("N", 96))],
+        [Value("y", "float32", ("N", 64))],
+        {"w": Raw(layer)},
+    )
+    path, examples = str(tmp_path / "m.fvq"), str(tmp_path / "x.npy")
+    CompressedModel(graph).save(path)
+    np.save(examples, x)
+    command = ["compress", path, "--calibrate", examples, "-o", str(tmp_path / "s.fvq")]
+    sizes = []
+    for settings in (
+        ["--scheme", "int4", "--group", "32"],
+        ["--scheme", "codebook", "--bits", "3"],
+        ["--scheme", "auto", "--size-budget", "4000"],
+    ):
+        assert main([*command, *settings]) == 0, capsys.readouterr()
+        sizes.append((tmp_path / "s.fvq").stat().st_size)
+        assert fastvq.load(tmp_path / "s.fvq")(x).shape == (40, 64)
+    assert sizes[1] < sizes[0] < 0.25 * layer.nbytes and sizes[2] <= 4000
+    capsys.readouterr()
+    for wrong, message in (
+        (["--scheme", "int8", "--bits", "3"], "does not take --bits"),
+        (["--scheme", "float16"], "needs no examples"),
+        (["--scheme", "auto", "--size-budget", "10"], "cannot be kept"),
+    ):
+        assert main([*command, *wrong]) == 2
+        assert message in capsys.readouterr().err
