@@ -139,7 +139,8 @@ class TestEveryLevel:
 
 def signs(rng, n, width, group=0):
     groups = -(-width // group) if group else 1
-    return Signs.of(rng.normal(size=(n, width)), rng.uniform(size=(n, groups)), group=group)
+    scales = rng.uniform(size=(n, groups)).astype("f2")
+    return Signs.of(rng.normal(size=(n, width)), scales, group=group)
 
 
 def product(rng, n, width, d, bits, stages, dtype="f2"):
