@@ -43,11 +43,12 @@ SCHEMES = ("int4", "codebook", "product", "sign", "auto")
 _GROUPS = (0, 128, 64, 48, 32, 24)
 _CANDIDATES = (
     *(GroupedScheme(bits, group) for bits in range(2, 9) for group in _GROUPS),
+    *(GroupedScheme(8, group) for group in (16, 8, 4)),  # towards float16
     *(CodebookScheme(bits, group) for bits in (2, 3, 4) for group in (0, 128, 64, 32)),
 )
 _PROBE = GroupedScheme(3, 64)  # what a weight is stored in while its layer's damage is measured
 _PROBED = 64  # examples on which that is measured
-_SAMPLED = 1 << 15  # values of a weight on which candidates are compared
+_SAMPLED = 1 << 14  # values of a weight on which candidates are compared
 _UNUSED = 0.01  # of a budget that may be left; 3 % are promised where weights permit
 _ATTEMPTS = 8  # at a file of just the size; at the smallest one that keeps the score
 _TOLD = 192  # bytes for the scores, which are told in the file and come last
