@@ -284,6 +284,15 @@ class TestBudgets:
         ]
         np.testing.assert_array_equal(*(small.predict_proba(X) for small in found))
 
+    def test_what_the_next_kilobyte_would_buy(self, digits):
+        model, X, _ = digits
+        few, many = (
+            WeightQuantizer("auto", size_budget=budget).fit(model, X[:99])
+            for budget in (14_000, 24_000)
+        )
+        assert 0 < few.next_kilobyte_ <= 1 and 0 < many.next_kilobyte_ <= 1
+        assert {row["reason"] for row in few.layers_} == {""}
+
     def test_more_bytes_do_less_damage(self, digits):
         model, X, _ = digits
         wanted = fastvq.compress(model).predict_proba(X)

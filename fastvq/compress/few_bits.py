@@ -99,6 +99,8 @@ class WeightQuantizer(BaseEstimator):
     layers_ : list of dict
         What became of each weight: "layer", "tensor", "scheme", "bits" (a value, all in), "reason"
         and "SQNR dB" of the weight.
+    next_kilobyte_ : float
+        "auto": the share of the expected damage that another 1000 bytes would take away.
     scores_, latencies_, nbytes_
         As :class:`ModelQuantizer` has them.
 
@@ -178,7 +180,11 @@ class WeightQuantizer(BaseEstimator):
         if scheme is not None:
             self._schemes = dict.fromkeys(writing.names, scheme)
         else:
-            self._schemes = _Allocation(writing, whole, self).schemes(judged, y)
+            choice = _Allocation(writing, whole, self).choice(judged, y)
+            self._schemes = _schemes_of(choice)
+            self.next_kilobyte_ = (
+                min(1.0, 1000 * choice.price / choice.damage) if choice.damage else 0.0
+            )
         compressed = writing.model(self._schemes)
         self.layers_ = writing.layers(self._schemes)
         self.nbytes_ = _weight_bytes(graph), compressed.nbytes
@@ -399,7 +405,7 @@ class _Allocation:
         smallest = self._model_within(self._least())
         self._smallest, self._rest = smallest.nbytes, smallest.nbytes - self._least()
 
-    def schemes(self, judged, y):
+    def choice(self, judged, y):
         if self._budget is not None:
             return self._within_budget()
         return self._within_drop(judged, y)
@@ -460,11 +466,7 @@ class _Allocation:
     def _model_within(self, budget):
         """The model with the best schemes of so many bytes, which are kept as the last ones."""
         self._last = allocated(self._candidates, budget)
-        return self._writing.model(self._schemes_of(self._last))
-
-    @staticmethod
-    def _schemes_of(choice):
-        return {name: candidate.scheme for name, candidate in choice.chosen.items()}
+        return self._writing.model(_schemes_of(self._last))
 
     def _within_budget(self):
         """Aim at the budget until the file is just below it."""
@@ -491,7 +493,7 @@ class _Allocation:
         if best is None:
             self._model_within(self._least())
             best = self._last
-        return self._schemes_of(best)
+        return best
 
     def _within_drop(self, judged, y):
         """The smallest file found that keeps the score, by halving the range of sizes."""
@@ -513,7 +515,7 @@ class _Allocation:
                 most, best = middle, self._last
             else:
                 least = middle
-        return self._schemes_of(best)
+        return best
 
     def _drop(self, small, judged, y, before):
         """What may be lost, at the most, with 95 % confidence."""
@@ -523,6 +525,10 @@ class _Allocation:
             return math.inf
         # Where nothing is lost in n rows, 3 in n may still be lost.
         return float(lost.mean() + _CONFIDENT * lost.std(ddof=1) / math.sqrt(n) + 3 / n)
+
+
+def _schemes_of(choice):
+    return {name: candidate.scheme for name, candidate in choice.chosen.items()}
 
 
 def _right(model, arrays, y, whole):
