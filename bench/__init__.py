@@ -19,5 +19,6 @@ records, and ``tables(records)``, which turns them into text. What suites share 
 - ``ours``         how fastvq is called
 - ``timing``       taking turns, medians, thread counts
 - ``answers``      are two answers the same answer; what an answer is worth
+- ``training``     the parts of the suite of that name
 - ``report``       tables, and the results kept as JSON
 """

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from bench import environment
-from bench.options import SUITES, Options, options_of, parser
+from bench.options import LONG, SUITES, Options, options_of, parser
 
 TITLES = {
     "assign": "Assignment, white Gaussian float32",
@@ -34,7 +34,9 @@ TITLES = {
 def main(arguments: list[str]) -> None:
     options = options_of(parsed := parser().parse_args(arguments))
     wants_table = parsed.suites[:1] == ["table"]
-    suites = parsed.suites[wants_table:] or SUITES
+    everything = wants_table or options.quick
+    usual = [suite for suite in SUITES if everything or suite not in LONG]
+    suites = parsed.suites[wants_table:] or usual
     if unknown := set(suites) - set(SUITES):
         raise SystemExit(
             f"bench: no suite {', '.join(sorted(unknown))}; there are {', '.join(SUITES)}"

@@ -32,6 +32,9 @@ SUITES = (
     "import",
 )
 
+#: suites that take hours, and are measured only where they are named
+LONG = ("training",)
+
 
 @dataclass(frozen=True)
 class Options:
@@ -94,8 +97,8 @@ def parser() -> argparse.ArgumentParser:
         "suites",
         nargs="*",
         metavar="suite",
-        help=f"{', '.join(SUITES)} (all where none is named); or: table [suite ...], which prints "
-        "the kept results and measures nothing",
+        help=f"{', '.join(SUITES)} (all but {', '.join(LONG)} where none is named); or: "
+        "table [suite ...], which prints the kept results and measures nothing",
     )
     made.add_argument(
         "--threads",

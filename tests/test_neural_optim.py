@@ -67,9 +67,8 @@ def test_numbers_as_bytes(n, power):
     assert fine_error.max() <= coarse_error.max() / 50 + 1e-7
     largest = nearest.scales.repeat_interleave(256)[:n]
     assert (coarse_error <= power * largest / 254 + 1e-7).all()
-    assert (
-        _Grid.of(torch.zeros(5), power, 256, "feedback").read(power, 256, x[:5]) == 0
-    ).all() or n < 5
+    nothing = torch.zeros(n)
+    assert (_Grid.of(nothing, power, 256, "feedback").read(power, 256, nothing) == 0).all()
 
 
 @pytest.mark.parametrize("power", [1, 2])

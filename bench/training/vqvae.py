@@ -14,7 +14,7 @@ from bench.training import Target, pictures
 TITLE = "VQ-VAE: squared error of a picture at 392 bits"
 
 ROWS, EPOCHS = 60_000, 6
-NETWORK = dict(architecture="convolutional", hidden=(32, 64), code_features=16, learning_rate=2e-3)
+NETWORK = dict(architecture="convolutional", hidden=(16, 64), code_features=16, learning_rate=2e-3)
 
 QUANTIZERS = ("one codebook for all patches", "a codebook for each patch", "patches, residual")
 

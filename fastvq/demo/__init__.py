@@ -13,6 +13,7 @@ DEMOS = {
     "photographs": "palettes and block codebooks of two photographs; digits from one code each",
     "digits": "scikit-learn's MLP and forest as files that run with NumPy alone",
     "fashion": "a small convolutional network on Fashion-MNIST (needs torch and the data set)",
+    "autoencoders": "three kinds restore and invent garments (needs torch and the data set)",
     "mobilenet": "MobileNetV2 names what is in photographs (needs torch and the weights)",
     "minilm": "MiniLM turns sentences into vectors (needs torch and the weights)",
 }

@@ -82,8 +82,8 @@ def convolutional_grid(image_shape, channels, code_features):
     """
     down, up, (last, *grid) = _convolutions(image_shape, channels)
     patches = _Patches(image_shape, 2 ** len(channels), code_features)
-    down += [*_around(last), _nothing_yet(nn.Conv2d(last, code_features, 1))]
-    first = [nn.Conv2d(code_features, last, 3, padding=1), *_around(last), nn.ReLU()]
+    down += [_around(last), _nothing_yet(nn.Conv2d(last, code_features, 1))]
+    first = [nn.Conv2d(code_features, last, 3, padding=1), _around(last), nn.ReLU()]
     _nothing_yet(up[-1])
     encoder = [nn.Unflatten(1, tuple(image_shape)), _Sum(patches, nn.Sequential(*down))]
     decoder = [nn.Unflatten(2, tuple(grid)), _Sum(patches.back(), nn.Sequential(*first, *up))]
@@ -110,15 +110,13 @@ def _convolutions(image_shape, channels):
     return down, up[:-1], (planes, *size)
 
 
-def _around(width, n=2):
-    """Residual blocks that look at the neighbours."""
-    blocks = (
-        nn.Sequential(
-            nn.ReLU(), nn.Conv2d(width, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, width, 1)
-        )
-        for _ in range(n)
+def _around(width):
+    """A residual block that looks at the neighbours."""
+    narrow = -(-width // 2)
+    block = nn.Sequential(
+        nn.ReLU(), nn.Conv2d(width, narrow, 3, padding=1), nn.ReLU(), nn.Conv2d(narrow, width, 1)
     )
-    return [_Sum(nn.Identity(), block) for block in blocks]
+    return _Sum(nn.Identity(), block)
 
 
 def _nothing_yet(layer):
