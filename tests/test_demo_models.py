@@ -55,6 +55,32 @@ def test_fashion(tmp_path, monkeypatch):
     assert float(text.split("largest difference  ")[1].split()[0]) < 1e-4
 
 
+def test_autoencoders(tmp_path, monkeypatch):
+    needs(("torch", "torch"), ("onnx", "onnx"), ("PIL", "Pillow"))
+    from fastvq.demo import autoencoders, fashion
+
+    if not any(map(os.path.isdir, fashion.FOLDERS)):
+        pytest.skip("needs Fashion-MNIST: apt install dataset-fashion-mnist")
+    monkeypatch.setattr(autoencoders, "ROWS", 1500)
+    monkeypatch.setattr(autoencoders, "EPOCHS", dict.fromkeys(autoencoders.EPOCHS, 1))
+    whole = fashion.load_fashion_mnist
+    monkeypatch.setattr(
+        autoencoders, "load_fashion_mnist", lambda part="train": [a[:1500] for a in whole(part)]
+    )
+    text = run("autoencoders", tmp_path)
+    for name in autoencoders.EPOCHS:
+        for what, size in (
+            ("reconstructions", (16 * 28, 2 * 28)),
+            ("samples", (8 * 28, 8 * 28)),
+            ("latent-space", (24 * 28, 24 * 28)),
+        ):
+            pixels = fastvq.images.read_picture(tmp_path / f"{name}-{what}.png")
+            assert pixels.shape[1::-1] == size and pixels.max() > 100
+        assert f"{name}: 1,500 pictures" in text
+    differences = [float(line.split()[-1]) for line in text.splitlines() if "alone" in line]
+    assert len(differences) == 3 and max(differences) < 1e-4
+
+
 def test_mobilenet(tmp_path):
     needs(
         ("torch", "torch"),

@@ -16,7 +16,7 @@ from sklearn.exceptions import NotFittedError  # noqa: E402
 from sklearn.utils.estimator_checks import parametrize_with_checks  # noqa: E402
 
 from fastvq.neural import VQVAE, AutoencoderCompressor, VariationalAutoencoder  # noqa: E402
-from fastvq.neural.networks import VariationalNetwork  # noqa: E402
+from fastvq.neural.networks import VariationalNetwork, convolutional_grid  # noqa: E402
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz")
 QUICK = dict(hidden=(16,), max_epochs=2, batch_size=64, random_state=0, n_threads=1)
@@ -340,6 +340,23 @@ def test_gradient_of_a_codebook_and_cosine(digits):
         estimator = KINDS["vq"](**options).fit(digits)
         assert np.isfinite(estimator.distortion(digits))
         assert copy.deepcopy(estimator).bits(digits) == estimator.bits(digits)
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 10, 7)])
+def test_convolutional_codes_start_as_patches(shape):
+    """Before training, what comes back is what of each square its slowest cosines keep."""
+    n_features = int(np.prod(shape))
+    x = torch.randn(5, n_features)
+    for channels, all_of_a_square in (((4, 6), 16 * shape[0]), ((4, 6), 5)):
+        encoder, decoder, grid = convolutional_grid(shape, channels, all_of_a_square)
+        latents = encoder(x)
+        assert latents.shape == (5, grid[0] * grid[1], all_of_a_square)
+        back = decoder(latents)
+        assert back.shape == x.shape
+        if all_of_a_square == 16 * shape[0]:
+            torch.testing.assert_close(back, x, atol=1e-5, rtol=1e-4)
+        else:
+            assert (back - x).norm() < x.norm()
 
 
 @pytest.mark.skipif(not FASHION_MNIST.exists(), reason="apt install dataset-fashion-mnist")

@@ -17,6 +17,7 @@ from fastvq import reference  # noqa: E402
 from fastvq.neural import (  # noqa: E402
     Codebook,
     FiniteScalarQuantize,
+    Frozen,
     NotFiniteError,
     ProductVectorQuantize,
     ResidualVectorQuantize,
@@ -470,3 +471,22 @@ def test_without_torch(run_python):
     code = "import sys; sys.modules['torch'] = None\nimport fastvq.neural"
     result = run_python(code, check=False)
     assert 'pip install "fastvq[torch]"' in result.stderr
+
+
+def test_frozen_layers_do_not_learn():
+    layer = Frozen(VectorQuantize(4, 8, init=torch.randn(8, 4)))
+    before = layer.quantizer.codebook.codewords.clone()
+    x = torch.randn(50, 4, requires_grad=True)
+    out = layer.train()(x)
+    out.values.sum().backward()
+    assert torch.equal(layer.quantizer.codebook.codewords, before) and x.grad.any()
+    assert torch.equal(layer.decode(layer.encode(x)), out.values)
+
+
+def test_product_codebooks_fitted_to_rows():
+    x = torch.randn(400, 6)
+    layer = ProductVectorQuantize.fitted(x, 3, 16, gradient="rotation")
+    assert layer.gradient == "rotation"
+    fitted = (layer.eval()(x).values - x).square().mean()
+    drawn = ProductVectorQuantize(6, 3, 16, init=x[:16].reshape(16, 3, 2).swapaxes(0, 1))
+    assert fitted < 0.9 * (drawn.eval()(x).values - x).square().mean()

@@ -13,7 +13,9 @@ from torch import nn  # noqa: E402
 from fastvq.neural import CodebookLinear, VQLSTMClassifier, stored_numbers  # noqa: E402
 from fastvq.neural.lstm import _Recurrent  # noqa: E402
 
-QUICK = dict(n_codewords=32, n_positions=8, n_state_codewords=16, max_epochs=4, n_threads=1)
+QUICK = dict(
+    n_codewords=64, n_positions=16, n_state_codewords=32, max_epochs=4, batch_size=32, n_threads=1
+)
 
 
 @pytest.fixture(autouse=True)
@@ -69,7 +71,7 @@ def test_codes_lose_little_and_save_much(fitted, digits):
     ).fit(X[:1300], y[:1300])
     assert plain.stored_numbers_ == plain.float_numbers_ == fitted.float_numbers_
     assert fitted.stored_numbers_ < 0.7 * fitted.float_numbers_
-    assert fitted.state_bits_ == 8 * 4 and plain.state_bits_ == 32 * 32
+    assert fitted.state_bits_ == 16 * 5 and plain.state_bits_ == 32 * 32
     assert fitted.score(X[1300:], y[1300:]) > plain.score(X[1300:], y[1300:]) - 0.06
     with pytest.raises(ValueError, match="codebook='none'"):
         plain.encode_states(X)
@@ -78,7 +80,7 @@ def test_codes_lose_little_and_save_much(fitted, digits):
 def test_states_are_codewords(fitted, digits):
     X = digits[0][:40]
     codes = fitted.encode_states(X)
-    assert codes.shape == (40, 8, 8) and codes.min() >= 0 and codes.max() < 16
+    assert codes.shape == (40, 8, 16) and codes.min() >= 0 and codes.max() < 32
     network = fitted.network_
     with torch.no_grad():
         states, _ = network.states(torch.from_numpy(X))

@@ -347,3 +347,26 @@ def test_other_wrong_things_are_named(blobs):
     for name in ("max_epochs", "batch_size", "patience"):
         with pytest.raises(ValueError, match=name):
             Trainer(network(), classification_loss, **{name: 0})
+
+
+def test_a_schedule_by_steps(blobs, tmp_path):
+    """The rate of every step, and the same bits after an interruption."""
+
+    def trainer(model, epochs, path):
+        return Trainer(
+            model, classification_loss, max_epochs=epochs, batch_size=32, checkpoint=path,
+            scheduler=lambda o: torch.optim.lr_scheduler.StepLR(o, 1, gamma=0.9),
+            schedule_by="step",
+        )  # fmt: skip
+
+    X, y = blobs
+    n_steps = -(-len(X) // 32)
+    whole = trainer(network(), 3, tmp_path / "whole").fit(X, y)
+    rates = [entry["rate"] for entry in whole.history_]
+    assert rates == pytest.approx([1e-3 * 0.9 ** (n_steps * (i + 1)) for i in range(3)])
+    trainer(network(), 1, tmp_path / "part").fit(X, y)
+    resumed = trainer(network(), 3, tmp_path / "part").fit(X, y, resume=True)
+    for a, b in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+    with pytest.raises(ValueError, match="schedule_by"):
+        Trainer(network(), classification_loss, schedule_by="hour")

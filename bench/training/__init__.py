@@ -58,14 +58,16 @@ def pictures(part: str = "train") -> tuple[np.ndarray, np.ndarray]:
 
 
 def as_batches(n_rows: int | None = None):
-    """Tensors for networks: training pictures, labels, test pictures, labels."""
-    import torch
+    """Tensors for networks: training pictures, labels, test pictures, labels.
 
-    from fastvq.demo.fashion import as_input
+    Pixels are from 0 to 1: where nothing is negative, a grid of few bits has a use for all codes.
+    """
+    import torch
 
     def tensors(part, n):
         x, y = (array[:n] for array in pictures(part))
-        return torch.from_numpy(as_input(x)), torch.from_numpy(y.astype(np.int64))
+        x = x[:, None] / np.float32(255)
+        return torch.from_numpy(x), torch.from_numpy(y.astype(np.int64))
 
     return *tensors("train", n_rows), *tensors("t10k", None)
 

@@ -13,7 +13,7 @@ from bench.training import Target, accuracy, as_batches, loses, right, trained
 TITLE = "Quantization-aware training: points of accuracy lost to float"
 
 ROWS, EPOCHS, MORE_EPOCHS = 30_000, 4, 3
-RATE, FINE_RATE = 2e-3, 1e-3
+RATE, FINE_RATE = 2e-3, 3e-3
 
 SIMULATED = 500  # test pictures of which integers and their simulation are compared, bit by bit
 
