@@ -16,7 +16,13 @@ from sklearn.exceptions import NotFittedError  # noqa: E402
 from sklearn.utils.estimator_checks import parametrize_with_checks  # noqa: E402
 
 from fastvq.neural import VQVAE, AutoencoderCompressor, VariationalAutoencoder  # noqa: E402
-from fastvq.neural.networks import VariationalNetwork, convolutional_grid  # noqa: E402
+from fastvq.neural.networks import (  # noqa: E402
+    VariationalNetwork,
+    convolutional_codes,
+    dense_codes,
+    principal_directions,
+    squares,
+)
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz")
 QUICK = dict(hidden=(16,), max_epochs=2, batch_size=64, random_state=0, n_threads=1)
@@ -343,20 +349,57 @@ def test_gradient_of_a_codebook_and_cosine(digits):
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 10, 7)])
-def test_convolutional_codes_start_as_patches(shape):
+def test_convolutional_codes_start_as_squares(shape):
     """Before training, what comes back is what of each square its slowest cosines keep."""
-    n_features = int(np.prod(shape))
-    x = torch.randn(5, n_features)
-    for channels, all_of_a_square in (((4, 6), 16 * shape[0]), ((4, 6), 5)):
-        encoder, decoder, grid = convolutional_grid(shape, channels, all_of_a_square)
+    x = torch.randn(5, int(np.prod(shape)))
+    whole = 16 * shape[0]
+    for features in (whole, 5):
+        encoder, decoder, n_positions = convolutional_codes(shape, (4, 6), features)
         latents = encoder(x)
-        assert latents.shape == (5, grid[0] * grid[1], all_of_a_square)
+        assert latents.shape == (5, n_positions * features)
         back = decoder(latents)
-        assert back.shape == x.shape
-        if all_of_a_square == 16 * shape[0]:
+        assert back.shape == x.shape and (back - x).norm() < x.norm()
+        if features == whole:
             torch.testing.assert_close(back, x, atol=1e-5, rtol=1e-4)
-        else:
-            assert (back - x).norm() < x.norm()
+
+
+@pytest.mark.parametrize("features", [16, 7, 40])
+@pytest.mark.parametrize("kind", ["directions", "squares"])
+def test_dense_codes_start_as_an_orthonormal_map(kind, features, digits):
+    rows = torch.from_numpy(digits)
+    if kind == "directions":
+        matrix, mean = principal_directions(rows, 4, features)
+    else:
+        matrix, mean = squares((1, 8, 8), 4, features, rows.mean(0))
+    product = matrix @ matrix.T
+    used = product.diagonal() > 0.5
+    torch.testing.assert_close(
+        product[used][:, used], torch.eye(int(used.sum())), atol=1e-5, rtol=0
+    )
+    assert used.sum() == min(64, 4 * features) and not matrix[~used].any()
+    encoder, decoder = dense_codes((matrix, mean), (12, 9))
+    back = decoder(encoder(rows))
+    if features >= 16:
+        torch.testing.assert_close(back, rows, atol=1e-4, rtol=1e-4)
+    assert (back - rows).norm() < (rows - rows.mean(0)).norm()
+
+
+def test_squares_must_fill_the_picture(digits):
+    with pytest.raises(ValueError, match="n_positions must cut 8 × 8 pixels"):
+        KINDS["vq"](image_shape=(8, 8)).fit(digits)
+
+
+def test_a_frozen_codebook_stays(digits):
+    """Encoder and codebooks are those of the start; joint training does better."""
+    options = dict(hidden=(64,), max_epochs=12, image_shape=(8, 8))
+    scores = {}
+    for codebook in ("joint", "frozen"):
+        vq = VQVAE(16, n_positions=16, code_features=4, codebook=codebook, prior="positions",
+                   **{**QUICK, **options}).fit(digits[:1300])  # fmt: skip
+        scores[codebook] = vq.score(digits[1300:])
+        moved = vq.network_.encoder[0].other[-1].weight.any()
+        assert bool(moved) == (codebook == "joint")
+    assert scores["joint"] > scores["frozen"], scores
 
 
 @pytest.mark.skipif(not FASHION_MNIST.exists(), reason="apt install dataset-fashion-mnist")

@@ -113,10 +113,10 @@ def test_turns_lower_the_error_below_the_parametric_start(rows, monkeypatch):
 
 def test_dealing_directions():
     variances = np.array([16.0, 8.0, 4.0, 2.0])
-    order = _opq._balanced(variances, [2, 2])
+    order = _opq.balanced(variances, [2, 2])
     products = [variances[order[:2]].prod(), variances[order[2:]].prod()]
     assert products == [32, 32]
-    assert sorted(_opq._balanced(np.zeros(5), [2, 2, 1])) == [0, 1, 2, 3, 4]
+    assert sorted(_opq.balanced(np.zeros(5), [2, 2, 1])) == [0, 1, 2, 3, 4]
 
 
 def test_important_features_are_kept_better(rows):

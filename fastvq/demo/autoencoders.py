@@ -50,7 +50,7 @@ def estimators(random_state, n_threads):
         "autoencoder": AutoencoderCompressor(16, max_epochs=EPOCHS["autoencoder"], **shared),
         "vae": VariationalAutoencoder(16, max_epochs=EPOCHS["vae"], **shared),
         "vqvae": VQVAE(
-            256, architecture="convolutional", hidden=(16, 64), learning_rate=2e-3,
+            256, architecture="convolutional", hidden=(64, 64), learning_rate=2e-3,
             max_epochs=EPOCHS["vqvae"], prior_epochs=3, **shared,
         ),
     }  # fmt: skip
@@ -83,10 +83,16 @@ def _samples(estimator, train, random_state):
 def _latents(estimator, rows):
     """What stands for rows in the middle, as numbers."""
     latents = estimator.transform(rows)
-    if not hasattr(estimator, "code_size_"):
-        return latents
-    codewords = estimator.network_.quantizer.codebook.codewords.detach().numpy()
-    return codewords[latents].reshape(len(rows), -1)
+    if hasattr(estimator, "code_size_"):
+        latents = _codewords(estimator, latents).reshape(len(rows), -1)
+    return latents
+
+
+def _codewords(estimator, codes):
+    import torch
+
+    with torch.no_grad():
+        return estimator.network_.quantizer.decode(torch.from_numpy(codes.astype("int64"))).numpy()
 
 
 def _map(latents, rows):
@@ -109,14 +115,10 @@ def _write(folder, name, rows, n_across):
 
 def _decoder(name, estimator, test, folder, echo):
     """The decoder as a file, and what it gives where there is nothing but NumPy."""
-    import torch
-
     latents = estimator.transform(test[:200])
     wanted = estimator.inverse_transform(latents)
     if hasattr(estimator, "code_size_"):
-        with torch.no_grad():
-            latents = estimator.network_.quantizer.decode(torch.from_numpy(latents.astype("int64")))
-        latents = latents.numpy()
+        latents = _codewords(estimator, latents)
     path = os.path.join(folder, f"{name}-decoder.fvq")
     fastvq.compress(estimator.decoder_, latents[:2]).save(path)
     found, _ = run_alone(path, latents)

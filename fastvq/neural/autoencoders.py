@@ -26,7 +26,7 @@ from torch import nn
 from fastvq import kernels
 from fastvq._validation import as_codes, as_count, as_nonnegative, as_rows, as_word
 from fastvq.neural.estimators import TrainedEstimator
-from fastvq.neural.layers import VectorQuantize
+from fastvq.neural.layers import Frozen, ProductVectorQuantize
 from fastvq.neural.networks import (
     AutoencoderNetwork,
     CodePrior,
@@ -34,9 +34,12 @@ from fastvq.neural.networks import (
     VariationalNetwork,
     VQNetwork,
     convolutional,
-    convolutional_grid,
+    convolutional_codes,
     dense,
+    dense_codes,
     draw,
+    principal_directions,
+    squares,
 )
 from fastvq.neural.trainer import as_tensor
 from fastvq.vq._base import code_bits, code_dtype, column_names, random_state_of
@@ -45,15 +48,18 @@ __all__ = ["VQVAE", "AutoencoderCompressor", "VariationalAutoencoder"]
 
 ARCHITECTURES = {"dense": ("mlp",), "convolutional": ("conv", "cnn")}
 LIKELIHOODS = {"bernoulli": (), "gaussian": ("normal",)}
+CODEBOOKS = {"joint": (), "frozen": ()}
 PRIORS = {"autoregressive": ("ar",), "positions": ("independent", "empirical")}
 
 _BLOCK = 1024  # rows in flight
+_START_ROWS = 32  # vectors for each codeword, that codebooks start from
+_DIRECTION_ROWS = 20_000  # that principal directions are taken of
 _ASCENT_STEPS, _ASCENT_RATE, _GUESSES = 100, 0.05, 16  # of `impute`
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class Autoencoder(TransformerMixin, TrainedEstimator):
-    """What the three share. They define `_network(n_features, scaling)`.
+    """What the three share. They define `_network(rows, scaling)`.
 
     Parameters
     ----------
@@ -102,8 +108,9 @@ class Autoencoder(TransformerMixin, TrainedEstimator):
         self._check(rows)
         scaling = self._scaling(rows, *kernels.extremes(rows))  # which finds NaN and infinity
         with self._training() as seed:
-            network = self._network(rows.shape[1], scaling)
-            history = self._train(network, _own_loss, rows, seed=seed)
+            network = self._network(rows, scaling)
+            learning = self._learning(network)
+            history = self._train(network, _own_loss, rows, seed=seed, learning=learning)
             more = self._finish(network, rows, seed)
         validate_data(self, X, reset=True, skip_check_array=True)
         self.network_, self.history_, self.seed_ = network, history, seed
@@ -185,6 +192,10 @@ class Autoencoder(TransformerMixin, TrainedEstimator):
         deviation = float(np.std(rows, dtype=np.float64))
         return Scaling(mean, deviation or 1.0)
 
+    def _learning(self, network):
+        """The part of the network that learns."""
+        return network
+
     def _finish(self, network, rows, seed):
         """Fitted attributes that need more than the network."""
         return {}
@@ -200,13 +211,13 @@ class Autoencoder(TransformerMixin, TrainedEstimator):
         return as_word(self.architecture, "architecture", ARCHITECTURES) == "convolutional"
 
     def _image_shape(self, n_features):
-        if not self._convolves():
-            return None
         shape = self.image_shape
         if shape is None:
+            if not self._convolves():
+                return None
             side = math.isqrt(n_features)
             shape = (side, side)
-        shape = tuple(shape) if len(shape) == 3 else (1, *shape)
+        shape = _as_image(shape)
         if math.prod(shape) != n_features:
             raise ValueError(
                 f"image_shape must multiply to the {n_features} features, got {self.image_shape}"
@@ -240,6 +251,16 @@ class Autoencoder(TransformerMixin, TrainedEstimator):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return self._by_blocks(function, *arrays)
+
+
+def _as_image(shape):
+    """(channels, height, width), of which the first may be left out."""
+    return tuple(shape) if len(shape) == 3 else (1, *shape)
+
+
+def _some(rows, n):
+    """At most n of the rows, at even steps, as a tensor."""
+    return as_tensor(rows[:: -(-len(rows) // n)])
 
 
 def _own_loss(network, batch):
@@ -278,9 +299,9 @@ class AutoencoderCompressor(Autoencoder):
 
     n_components: int = 16
 
-    def _network(self, n_features, scaling):
+    def _network(self, rows, scaling):
         n_latents = as_count(self.n_components, "n_components")
-        return AutoencoderNetwork(*self._halves(n_features, n_latents), scaling)
+        return AutoencoderNetwork(*self._halves(rows.shape[1], n_latents), scaling)
 
 
 @dataclass(eq=False, repr=False)
@@ -474,9 +495,9 @@ class VariationalAutoencoder(Autoencoder):
             self._within(rows.min(), rows.max())
         return rows
 
-    def _network(self, n_features, scaling):
+    def _network(self, rows, scaling):
         n_latents = as_count(self.n_components, "n_components")
-        halves = self._halves(n_features, n_latents, 2 * n_latents)
+        halves = self._halves(rows.shape[1], n_latents, 2 * n_latents)
         likelihood = as_word(self.likelihood, "likelihood", LIKELIHOODS)
         return VariationalNetwork(*halves, scaling, likelihood, float(self.beta))
 
@@ -486,7 +507,10 @@ class VariationalAutoencoder(Autoencoder):
 
 @dataclass(eq=False, repr=False)
 class VQVAE(Autoencoder):
-    """Rows as a few codes of one codebook, learnt together with what makes and reads them.
+    """Rows as a few codes, learnt together with what makes and reads them.
+
+    Each position has a codebook of its own. Before training the whole is a product quantizer; what
+    networks before and behind it learn comes on top.
 
     Parameters
     ----------
@@ -494,9 +518,17 @@ class VQVAE(Autoencoder):
     code_features : int, default=16
         Features of a codeword.
     n_positions : int, default=16
-        Codes of a row, for a dense network. A convolutional one has a code for each pixel of its
-        smallest image.
-    gradient : {"straight-through", "rotation"}, default="rotation"
+        Codes of a row, for a dense network: of its principal directions, dealt so that all have as
+        much to say, or, with an `image_shape`, of so many squares. A convolutional one has squares
+        of the side 2^len(hidden).
+    codebook : {"joint", "frozen"}, default="joint"
+        "frozen": encoder and codebooks stay as they start, and the decoder alone learns.
+    gradient : {"straight-through", "rotation"}, default="straight-through"
+        A rotation stretches gradients by the ratio of lengths of codeword and vector, which is
+        large where vectors are almost zero, as empty patches are: there it lets codewords die.
+    hidden : sequence of int, default=(512,)
+        Widths, or channels, of what corrects a row or its squares before they are coded, and of
+        what corrects them afterwards.
     update, decay, commitment, metric
         As of `VectorQuantize`.
     prior : {"autoregressive", "positions"}, default="autoregressive"
@@ -506,7 +538,7 @@ class VQVAE(Autoencoder):
     prior_epochs : int, default=5
     architecture, image_shape
         As of `Autoencoder`.
-    hidden, max_epochs, batch_size, learning_rate, random_state, n_threads, verbose
+    max_epochs, batch_size, learning_rate, random_state, n_threads, verbose
         As of `TrainedEstimator`.
 
     Attributes
@@ -517,11 +549,11 @@ class VQVAE(Autoencoder):
     code_size_ : int
         Bytes of a row's codes, packed.
     perplexity_ : float
-        As how many equally likely codewords the codes of the fitted rows use.
+        As how many equally likely codewords of a codebook the fitted rows use, mean over these.
     dead_share_ : float
         Share of the codewords that no fitted row uses.
     encoder_ : Module
-        To the vectors that are quantized, (n, n_positions, code_features).
+        To the vectors that are quantized, (n, n_positions · code_features).
     decoder_ : Module
         From codewords, of that shape.
 
@@ -545,7 +577,9 @@ class VQVAE(Autoencoder):
     _: KW_ONLY
     code_features: int = 16
     n_positions: int = 16
-    gradient: str = "rotation"
+    codebook: str = "joint"
+    gradient: str = "straight-through"
+    hidden: Sequence[int] = (512,)
     update: str = "average"
     decay: float = 0.99
     commitment: float = 0.25
@@ -640,28 +674,33 @@ class VQVAE(Autoencoder):
     def _check(self, rows):
         super()._check(rows)
         as_word(self.prior, "prior", PRIORS)
+        as_word(self.codebook, "codebook", CODEBOOKS)
         if not isinstance(self.n_codewords, Integral) or self.n_codewords < 2:
             raise ValueError(f"n_codewords must be at least 2, got {self.n_codewords!r}")
 
-    def _network(self, n_features, scaling):
+    def _network(self, rows, scaling):
         features = as_count(self.code_features, "code_features")
         if self._convolves():
-            shape = self._image_shape(n_features)
-            encoder, decoder, _ = convolutional_grid(shape, self.hidden, features)
+            shape = self._image_shape(rows.shape[1])
+            encoder, decoder, n = convolutional_codes(shape, self._widths(), features)
         else:
             n = as_count(self.n_positions, "n_positions")
-            encoder, decoder = dense(n_features, self.hidden, n * features)
-            encoder = nn.Sequential(*encoder, nn.Unflatten(1, (n, features)))
-            decoder = nn.Sequential(nn.Flatten(), *decoder)
-        quantizer = VectorQuantize(
-            features,
+            start = self._start(scaling(_some(rows, _DIRECTION_ROWS)), n, features)
+            encoder, decoder = dense_codes(start, self._widths())
+        quantizer = ProductVectorQuantize(
+            n * features,
+            n,
             self.n_codewords,
             gradient=self.gradient,
             update=self.update,
             decay=self.decay,
             commitment=self.commitment,
             metric=self.metric,
+            start_rows=1,
         )
+        sample = _some(rows, _START_ROWS * self.n_codewords)
+        with torch.no_grad():
+            quantizer(encoder(scaling(sample)))  # whose codebooks start from it
         return VQNetwork(encoder, quantizer, decoder, scaling)
 
     def _finish(self, network, rows, seed):
@@ -670,14 +709,27 @@ class VQVAE(Autoencoder):
             starts = range(0, len(rows), _BLOCK)
             codes = torch.cat([network.encode(as_tensor(rows[i : i + _BLOCK])) for i in starts])
         n_positions = codes.shape[1]
-        counts = torch.bincount(codes.reshape(-1), minlength=self.n_codewords)
+        counts = torch.stack([torch.bincount(b, minlength=self.n_codewords) for b in codes.T])
+        shares = counts / counts.sum(1, keepdim=True)
         return {
             "prior_": self._fit_prior(codes, seed),
             "n_positions_": n_positions,
             "code_size_": -(-n_positions * code_bits(self.n_codewords) // 8),
-            "perplexity_": network.quantizer.codebook.perplexity(codes.reshape(-1).numpy()),
+            "perplexity_": float(torch.special.entr(shares).sum(1).exp().mean()),
             "dead_share_": float((counts == 0).float().mean()),
         }
+
+    def _start(self, rows, n_positions, features):
+        if self.image_shape is None:
+            return principal_directions(rows, n_positions, features)
+        return squares(_as_image(self.image_shape), n_positions, features, rows.mean(0))
+
+    def _learning(self, network):
+        if as_word(self.codebook, "codebook", CODEBOOKS) == "joint":
+            return network
+        network.quantizer = Frozen(network.quantizer)
+        network.encoder.requires_grad_(False)
+        return network.decoder
 
     def _fit_prior(self, codes, seed):
         n_positions = codes.shape[1]

@@ -13,6 +13,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from fastvq.vq._opq import balanced
+
 __all__ = [
     "AutoencoderNetwork",
     "CodePrior",
@@ -66,30 +68,130 @@ def convolutional(image_shape, channels, n_latents, n_out=None):
     return nn.Sequential(*encoder), nn.Sequential(*decoder, *up, nn.Flatten())
 
 
-def convolutional_grid(image_shape, channels, code_features):
-    """As `convolutional`, but in between there is an image of vectors of `code_features`.
+def convolutional_codes(image_shape, channels, code_features):
+    """As `dense_codes` for pictures: squares as cosines, corrected by what lies around them.
 
-    Each half is a linear map of patches, which a deep network corrects by what it sees around them.
-    The maps start as cosines and their inverse, and the corrections at nothing: so that training
-    starts where quantized patches are, and has only to gain from there. (On Fashion-MNIST, without
-    the linear maps, networks of this size stayed behind product quantization.)
+    All convolutions look at the small image whose pixels are the squares.
+
+    Parameters
+    ----------
+    image_shape : (channels, height, width)
+    channels : sequence of int
+        Of the convolutions of a correction; a square has the side 2^len(channels).
+    code_features : int
 
     Returns
     -------
     encoder, decoder : Sequential
-        From (n, n_features) to (n, positions, code_features), and back.
-    grid : (height, width)
+        From (n, n_features) to (n, n_positions · code_features), and back.
+    n_positions : int
     """
-    down, up, (last, *grid) = _convolutions(image_shape, channels)
     patches = _Patches(image_shape, 2 ** len(channels), code_features)
-    down += [_around(last), _nothing_yet(nn.Conv2d(last, code_features, 1))]
-    first = [nn.Conv2d(code_features, last, 3, padding=1), _around(last), nn.ReLU()]
-    _nothing_yet(up[-1])
-    encoder = [nn.Unflatten(1, tuple(image_shape)), _Sum(patches, nn.Sequential(*down))]
-    decoder = [nn.Unflatten(2, tuple(grid)), _Sum(patches.back(), nn.Sequential(*first, *up))]
-    encoder += [nn.Flatten(2), _Swapped()]
-    decoder = [_Swapped(), *decoder, nn.Flatten()]
-    return nn.Sequential(*encoder), nn.Sequential(*decoder), tuple(grid)
+    grid = tuple(-(-size // patches.side) for size in image_shape[1:])
+    n_positions = math.prod(grid)
+    encoder = nn.Sequential(
+        nn.Unflatten(1, tuple(image_shape)), patches, _corrected(code_features, channels),
+        nn.Flatten(2), _Swapped(), nn.Flatten(),
+    )  # fmt: skip
+    decoder = nn.Sequential(
+        nn.Unflatten(1, (n_positions, code_features)), _Swapped(), nn.Unflatten(2, grid),
+        _corrected(code_features, tuple(reversed(channels))), patches.back(), nn.Flatten(),
+    )  # fmt: skip
+    return encoder, decoder, n_positions
+
+
+def _corrected(n_features, channels):
+    """An image and what convolutions add to it: at first nothing."""
+    layers = []
+    for n_in, n_out in pairwise([n_features, *channels]):
+        layers += [nn.Conv2d(n_in, n_out, 3, padding=1), nn.ReLU()]
+    layers.append(_nothing_yet(nn.Conv2d(channels[-1], n_features, 1)))
+    return _Sum(nn.Identity(), nn.Sequential(*layers))
+
+
+def dense_codes(start, hidden):
+    """Encoder and decoder between rows and the vectors of all positions, side by side.
+
+    The encoder corrects a row and maps it linearly; the decoder maps back and corrects. The maps
+    are orthonormal and stay as they are, and the corrections are nothing at first: training starts
+    where a product quantizer is, and has only to gain from there.
+
+    Parameters
+    ----------
+    start : (matrix of shape (n_out, n_features), mean of shape (n_features,))
+        As of `principal_directions` or `squares`.
+    hidden : sequence of int
+        Widths of the layers of a correction; the decoder has them in reverse.
+
+    Returns
+    -------
+    encoder, decoder : Sequential
+        From (n, n_features) to (n, n_out), and back.
+    """
+    matrix, mean = start
+    n_out, n_features = matrix.shape
+    into, back = nn.Linear(n_features, n_out), nn.Linear(n_out, n_features)
+    with torch.no_grad():
+        into.weight.copy_(matrix), into.bias.copy_(-matrix @ mean)
+        back.weight.copy_(matrix.T), back.bias.copy_(mean)
+    for layer in (into, back):  # steps that suit the corrections would soon turn them about
+        layer.requires_grad_(False)
+
+    def corrected(widths):
+        layers = _perceptron([n_features, *widths, n_features])
+        _nothing_yet(layers[-1])
+        return _Sum(nn.Identity(), layers)
+
+    encoder = nn.Sequential(corrected(hidden), into)
+    return encoder, nn.Sequential(back, corrected(tuple(reversed(hidden))))
+
+
+def principal_directions(rows, n_positions, code_features):
+    """The principal directions of rows, dealt to the positions so that all have as much to say.
+
+    Ge et al., "Optimized product quantization", TPAMI 2014: the parametric solution.
+
+    Parameters
+    ----------
+    rows : Tensor of shape (n, n_features)
+    n_positions, code_features : int
+
+    Returns
+    -------
+    matrix : Tensor of shape (n_positions · code_features, n_features)
+        Orthonormal rows; zeros where there are more than there are features.
+    mean : Tensor of shape (n_features,)
+    """
+    rows = rows.double().numpy()
+    mean = rows.mean(axis=0)
+    variances, directions = np.linalg.eigh((rows - mean).T @ (rows - mean) / len(rows))
+    n = min(len(variances), n_positions * code_features)
+    sizes = [n // n_positions + (i < n % n_positions) for i in range(n_positions)]
+    dealt = balanced(variances[-n:], sizes)
+    matrix = np.zeros((n_positions, code_features, len(variances)))
+    ends = np.cumsum([0, *sizes])
+    for own, first, size in zip(matrix, ends, sizes, strict=False):
+        own[:size] = directions[:, -n:].T[dealt[first : first + size]]
+    matrix = torch.from_numpy(matrix.reshape(-1, len(variances))).float()
+    return matrix, torch.from_numpy(mean).float()
+
+
+def squares(image_shape, n_positions, code_features, mean):
+    """The squares of a picture, each as its slowest cosines; as `principal_directions`."""
+    planes, height, width = image_shape
+    side = math.isqrt(height * width // n_positions)
+    if side == 0 or height % side or width % side or n_positions * side**2 != height * width:
+        raise ValueError(
+            f"n_positions must cut {height} × {width} pixels into squares, got {n_positions}"
+        )
+    pixels = torch.arange(planes * height * width).reshape(image_shape)
+    places = F.unfold(pixels.float()[None], side, stride=side)[0].T.long()
+    waves = _Patches(image_shape, side, code_features).map.weight.detach().flatten(1)
+    matrix = torch.zeros(n_positions, code_features, pixels.numel())
+    matrix.scatter_(
+        2, places[:, None].expand(-1, code_features, -1), waves.expand(n_positions, -1, -1)
+    )
+    return matrix.flatten(0, 1), mean
 
 
 def _perceptron(widths):
@@ -108,15 +210,6 @@ def _convolutions(image_shape, channels):
         up = [nn.Upsample(tuple(size)), nn.Conv2d(wide, planes, 3, padding=1), nn.ReLU(), *up]
         planes, size = wide, [-(-side // 2) for side in size]
     return down, up[:-1], (planes, *size)
-
-
-def _around(width):
-    """A residual block that looks at the neighbours."""
-    narrow = -(-width // 2)
-    block = nn.Sequential(
-        nn.ReLU(), nn.Conv2d(width, narrow, 3, padding=1), nn.ReLU(), nn.Conv2d(narrow, width, 1)
-    )
-    return _Sum(nn.Identity(), block)
 
 
 def _nothing_yet(layer):
@@ -153,6 +246,7 @@ class _Patches(nn.Module):
             for i in range(n_features):  # the slowest of each plane first
                 if i // planes < len(waves):
                     self.map.weight[i, i % planes] = waves[i // planes]
+        self.map.requires_grad_(False)
 
     def forward(self, x):
         down, right = self.missing
@@ -164,7 +258,7 @@ class _Patches(nn.Module):
         )
         with torch.no_grad():
             layer.weight.copy_(self.map.weight)
-        return nn.Sequential(layer, _Cut(self.size))
+        return nn.Sequential(layer.requires_grad_(False), _Cut(self.size))
 
 
 class _Cut(nn.Module):

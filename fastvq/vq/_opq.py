@@ -20,7 +20,7 @@ from fastvq import _threads, kernels
 from fastvq.vq._base import code_dtype
 from fastvq.vq._rows import ordered_sum, spans
 
-__all__ = ["Frame", "opq", "random_rotation", "start_bytes"]
+__all__ = ["Frame", "balanced", "opq", "random_rotation", "start_bytes"]
 
 # Lloyd iterations for the codebooks to begin with.
 _FIRST_ITERATIONS = 4
@@ -177,7 +177,7 @@ def _parametric_start(fit, scale):
     """Eigenvectors of the covariance as columns, dealt to the subspaces."""
     sizes = [subspace.features.stop - subspace.features.start for subspace in fit.subspaces]
     variances, directions = np.linalg.eigh(_covariance(fit, scale))
-    return directions[:, _balanced(variances, sizes)]
+    return directions[:, balanced(variances, sizes)]
 
 
 def start_bytes(n_rows, n_features):
@@ -186,7 +186,7 @@ def start_bytes(n_rows, n_features):
     return 8 * n_features * (sample + 4 * n_features) + 24 * n_rows
 
 
-def _balanced(variances, sizes):
+def balanced(variances, sizes):
     """The order of the directions in which subspaces of these sizes have products alike.
 
     The largest variance first, each goes to the subspace with the least product so far that has
