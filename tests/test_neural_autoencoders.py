@@ -306,16 +306,29 @@ def test_codes(vq, digits):
 
 
 def test_bits_are_those_of_the_prior(vq, digits):
-    bits = vq.bits(digits[1500:])
-    assert 5 < bits < 6 * 5
+    bits, codes = vq.bits(digits[1500:]), vq.transform(digits[1500:])
     if vq.prior == "positions":
         p = np.exp(vq.prior_.numpy())
         np.testing.assert_allclose(p.sum(1), 1)
-        codes = vq.transform(digits[1500:])
         each = -np.log2(p[np.arange(6), codes]).sum(1)
-        assert bits == pytest.approx(each.mean())
     else:
-        assert bits < 26  # where positions alone leave about 28
+        with torch.no_grad():
+            nats = vq.prior_.nats(torch.from_numpy(codes.astype(np.int64)))
+        each = nats.sum(1).numpy() / np.log(2)
+    assert bits == pytest.approx(each.mean(), rel=1e-5) and 5 < bits < 6 * 5
+
+
+def test_a_prior_knows_what_ties_codes_together(digits):
+    """Squares side by side: given those before, a code takes fewer bits than by its position."""
+    bits = {}
+    for prior in ("autoregressive", "positions"):
+        vq = VQVAE(
+            16, n_positions=4, code_features=8, image_shape=(8, 8), hidden=(64,), max_epochs=3,
+            batch_size=64, learning_rate=5e-3, prior=prior, prior_epochs=10, random_state=0,
+            n_threads=1,
+        ).fit(digits[:1500])  # fmt: skip
+        bits[prior] = vq.bits(digits[1500:])
+    assert bits["autoregressive"] < bits["positions"] - 0.5 < 15.5, bits
 
 
 def test_drawn_codes_have_the_probabilities_that_are_stated(vq):
