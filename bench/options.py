@@ -26,6 +26,7 @@ SUITES = (
     "int8",
     "int8models",
     "fewbits",
+    "quality",
     "runtime",
     "training",
     "memory",

@@ -127,6 +127,70 @@ def test_integers_flow_from_layer_to_layer():
     assert not {"Conv", "Dense", "Binary", "Pool", "Unary", "Reduce"} & {*operators}
 
 
+def test_sums_of_layers_keep_16_bits():
+    model, x = residual_network()
+    small = fastvq.compress(model, x, scheme="int8", activations="static")
+    (add,) = (node for node in small.graph.nodes if node.operator == "QAdd")
+    assert add.attributes["dtype"] == "int16" and add.attributes["low"] == 0
+    makers = {name: node for node in small.graph.nodes for name in node.outputs}
+    assert {makers[name].attributes["dtype"] for name in add.inputs} == {"int16"}
+    readers = [node.operator for node in small.graph.nodes if add.outputs[0] in node.inputs]
+    assert {*readers} == {"Requantize"}
+    settings = {"scheme": "int8", "activations": "static", "skips": "int8"}
+    plain = fastvq.compress(model, x, **settings)
+    assert "Requantize" not in operators_of(plain)
+    assert "dtype" not in next(n for n in plain.graph.nodes if n.operator == "QAdd").attributes
+
+
+def uneven(model, *pairs):
+    """The same function, whose channels between layers have very different sizes."""
+    constants = dict(model.graph.constants)
+    for weight, bias, after, axis in pairs:
+        sizes = np.exp(1.5 * normal(constants[weight].shape[0])).astype("f4")
+        for name, factors, along in (
+            (weight, sizes, 0),
+            (bias, sizes, 0),
+            (after, 1 / sizes, axis),
+        ):
+            values = np.moveaxis(constants[name].decode().copy(), along, -1) * factors
+            constants[name] = Raw(np.ascontiguousarray(np.moveaxis(values, -1, along)))
+    graph = model.graph
+    return CompressedModel(Graph(graph.nodes, graph.inputs, graph.outputs, constants))
+
+
+def test_steps_of_channels():
+    d = Drawing("N", 8, 8, 6)
+    x = d.conv("x", 6, 24, 1, activation="relu")
+    x = d.conv(x, 24, 24, groups=24, activation="relu")
+    model = d.model(d.conv(x, 24, 12, 1), rank=4)
+    # Scales of what a depthwise filter reads are free, and those of what it gives nearly so.
+    model, x = uneven(model, ("c0", "c1", "c2", 0), ("c2", "c3", "c4", -1)), normal(60, 8, 8, 6)
+    found = {
+        steps: noise(
+            fastvq.compress(model, x[:30], scheme="int8", activations="static", steps=steps),
+            model, x[30:],
+        )
+        for steps in ("tensor", "channel")
+    }  # fmt: skip
+    assert found["channel"] > found["tensor"] + 4
+
+
+@pytest.mark.parametrize("activations", ["dynamic", "static"])
+def test_compensation(activations):
+    """Weights lie farther from the float ones, and outputs nearer."""
+    d = Drawing("N", 64)
+    weight = normal(32, 64)
+    model = d.model(d.add("Dense", "x", weight, normal(32)))
+    x = (normal(400, 12) @ normal(12, 64)).astype("f4")
+    kept = {}
+    for compensate in (False, True):
+        quantizer = ModelQuantizer(activations=activations, compensate=compensate)
+        back = quantizer.fit(model, x[:300]).inverse_transform(quantizer.transform(model))
+        found = back.graph.constants["c0"].decode()
+        kept[compensate] = noise(back, model, x[300:]), ((found - weight) ** 2).sum()
+    assert kept[True][0] > kept[False][0] + 3 and kept[True][1] > kept[False][1]
+
+
 def test_activations_go_into_tables():
     model, x = mlp()
     small = fastvq.compress(model, x, scheme="int8", activations="static")
@@ -333,6 +397,8 @@ def test_few_examples(n):
         ({"calibration": "best"}, None, "calibration must be one of"),
         ({"granularity": "row"}, None, "granularity must be one of"),
         ({"smoothing": 2}, None, "smoothing must be"),
+        ({"steps": "row"}, None, "steps must be one of"),
+        ({"skips": "int4"}, None, "skips must be one of"),
         ({"max_samples": 0}, None, "max_samples must be"),
         ({"size_budget": 1000}, None, "bytes at int8, not 1,000"),
         ({}, np.zeros((3, 41)), "must have shape"),

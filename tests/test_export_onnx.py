@@ -240,7 +240,7 @@ def test_every_operator_is_exported_and_tried():
 
     tried = {case[0] for case in (*CASES.values(), *MORE_OUTPUTS.values())}
     assert set(EXPORTS) == set(operators())
-    integers = {"Quantize", "Dequantize"}  # test_onnx_integers.py tries these
+    integers = {"Quantize", "Requantize", "Dequantize"}  # test_onnx_integers.py tries these
     integers |= {name for name in operators() if name.startswith(("Q", "Dynamic"))}
     assert tried | integers | {"Range", "TreeEnsemble", "CodedDense"} == set(operators())
 

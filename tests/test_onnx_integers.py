@@ -63,6 +63,7 @@ def layer(n_out, *rest):
 
 
 X, PICTURE, SEQUENCE = whole(300, 70), whole(2, 11, 9, 12), whole(3, 20, 12)
+WIDE = whole(3, 20, 12, low=-9999, high=9999, dtype=np.int16)
 TABLE = [whole(256)]
 WINDOW = {"strides": (2, 1), "pads": (1, 0, 2, 1)}
 ONE, MANY = [np.float32(0.03)], [RNG.uniform(0.01, 0.05, 12).astype(np.float32)]
@@ -74,12 +75,16 @@ CASES = {
     "dequantize": ("Dequantize", SEQUENCE, ONE, [np.int8(-9)], {}),
     "dequantize channels": ("Dequantize", SEQUENCE, MANY, {}),
     "dequantize 16 bits": ("Dequantize", SEQUENCE.astype(np.int16), ONE, [np.int16(300)], {}),
+    "16 bits to 8": ("Requantize", WIDE, ONE, [np.int8(5)], {"x_zero_point": 7}),
+    "16 bits to 8, channels": ("Requantize", WIDE, MANY, [whole(12)], {}),
     "table": ("QTable", X, TABLE, {}),
     "table of floats": ("QTable", X, [real(256)], {}),
     "dense": ("QDense", X, *layer(50, 70), {"x_zero_point": 3, "y_zero_point": -20}),
     "dense, relu": ("QDense", X, *layer(50, 70), {"y_zero_point": -20, "low": -20, "high": 90}),
     "dense, table": ("QDense", X, *layer(50, 70), TABLE, {"x_zero_point": -128}),
     "dense to floats": ("QDense", X, *layer(50, 70)[:2], {"dtype": "float32"}),
+    "dense to 16 bits": ("QDense", X, *layer(50, 70), {"dtype": "int16", "low": 0}),
+    "conv to 16 bits": ("QConv", PICTURE, *layer(7, 3, 2, 12), {"dtype": "int16", **WINDOW}),
     "dense of sequences": ("QDense", SEQUENCE, *layer(7, 12), {}),
     "conv": ("QConv", PICTURE, *layer(7, 3, 2, 12), {"x_zero_point": -100, **WINDOW}),
     "conv, groups": ("QConv", PICTURE, *layer(8, 3, 3, 3), {"groups": 4, "dilations": (2, 1)}),
@@ -143,7 +148,8 @@ def test_operators_out(case):
 
 def test_every_integer_operator_is_exported_and_tried():
     prefixes = ("Q", "Dynamic")
-    names = {name for name in operators() if name.startswith(prefixes)} | {"Quantize", "Dequantize"}
+    names = {name for name in operators() if name.startswith(prefixes)}
+    names |= {"Quantize", "Requantize", "Dequantize"}
     assert {case[0] for case in CASES.values()} | set(RECURRENT) == names
 
 

@@ -157,6 +157,37 @@ def test_to_integers_and_back():
     assert operators()["Quantize"].run([half, one * 0 + 1], {})[0].tolist() == [0, 2, 0, -2, 2]
 
 
+def test_sixteen_bits():
+    """Of layers, to floats and back, and to 8 bits channel by channel."""
+    rng = np.random.default_rng(10)
+    for m, n, k in [(1, 1, 1), (7, 17, 33), (300, 24, 40), (40, 1000, 9)]:
+        x, weight = some_bytes(rng, m, k), some_bytes(rng, n, k)
+        multiplier, bias, _ = constants_for(rng, n, k)
+        multiplier *= 200  # some beyond the range
+        for more in ({}, {"x_zero_point": -128, "low": 0}, {"y_zero_point": 99, "high": 5000}):
+            check("QDense", [x, weight, multiplier, bias], dtype="int16", **more)
+        check("QDense", [x, weight, multiplier[:1]], dtype="int16")
+        wide = rng.integers(-32768, 32768, (3, m, n), dtype=np.int16)
+        zeros = some_bytes(rng, n)
+        for factor in (multiplier, multiplier[:1], np.array(0.004, np.float32)):
+            check("Requantize", [wide, factor, zeros], x_zero_point=-300)
+            check("Requantize", [wide, factor])
+            check("Requantize", [wide, factor, zeros[0]])
+        scale = rng.random(n, np.float32) + np.float32(0.01)
+        real = (rng.standard_normal((m, n)) * 10.0 ** rng.integers(-3, 6, (m, n))).astype("f4")
+        real.flat[:: max(1, real.size // 5)] = np.resize([np.nan, np.inf, -np.inf, 0.5], 1)
+        for steps in (scale, scale[0]):
+            check("Quantize", [real, steps, np.full(1, -5, np.int16)], dtype="int16")
+            check("Dequantize", [wide, steps])
+    x, weight = some_bytes(rng, 2, 9, 8, 12), some_bytes(rng, 12, 3, 3, 1)
+    multiplier, bias, _ = constants_for(rng, 12, 9)
+    check("QConv", [x, weight, multiplier, bias], groups=12, dtype="int16", pads=(1, 1, 1, 1))
+    for groups in (1, 2):
+        weight = some_bytes(rng, 20, 3, 3, 12 // groups)
+        multiplier, bias, _ = constants_for(rng, 20, 30)
+        check("QConv", [x, weight, multiplier, bias], groups=groups, dtype="int16", strides=(2, 1))
+
+
 @pytest.mark.parametrize("dtypes", [*itertools.product(["int8", "int16"], repeat=3)], ids=str)
 def test_sums(dtypes):
     rng = np.random.default_rng(6)

@@ -139,15 +139,50 @@ def compensated(
         return _compensated(weight, gram, rounding, parts, damping, ordered)
 
 
-def compensated_groups(weights, grams, rounding, *, damping=_DAMPING, ordered=True) -> np.ndarray:
-    """`compensated` of groups with inputs of their own: weights (g, n, k), grams (g, k, k)."""
+def compensated_groups(weights, grams, rounding, *, damping: float = _DAMPING) -> np.ndarray:
+    """`compensated` of groups of rows that have inputs of their own, as filters of channels do.
+
+    Parameters
+    ----------
+    weights : ndarray (g, n, k)
+    grams : ndarray (g, k, k)
+    rounding : callable
+        As for `compensated`; with the values (g, n) of a column of every group, and which columns
+        those are, (g,): each group has its own order.
+    damping : float
+
+    Returns
+    -------
+    rounded : ndarray (g, n, k) of float64
+    """
+    weights, grams = np.array(weights, np.float64), np.asarray(grams, np.float64)
+    g, _, k = weights.shape
+    if grams.shape != (g, k, k):
+        raise ValueError(f"weights {weights.shape} and grams {grams.shape} do not go together")
+    _check_finite(weights, grams)
     with threadpool_limits(1, user_api="blas"):
-        return np.stack(
-            [
-                _compensated(weight, gram, rounding, None, damping, ordered)
-                for weight, gram in zip(weights, grams, strict=True)
-            ]
-        )
+        if g == 1:
+            one = _compensated(
+                weights[0], grams[0], lambda v, c: rounding(v.T, c).T, None, damping, True
+            )
+            return one[None]
+        order = np.argsort(-np.einsum("gii->gi", grams), axis=1, kind="stable")
+        grams = np.take_along_axis(grams, order[:, :, None], axis=1)
+        grams = np.take_along_axis(grams, order[:, None, :], axis=2)
+        factors = np.stack([_inverse_factor(gram, damping) for gram in grams])
+    weights = np.take_along_axis(weights, order[:, None, :], axis=2)
+    rounded = np.empty_like(weights)
+    for j in range(k):
+        rounded[:, :, j] = rounding(weights[:, :, j], order[:, j])
+        errors = (weights[:, :, j] - rounded[:, :, j]) / factors[:, j, j, None]
+        weights[:, :, j + 1 :] -= errors[:, :, None] * factors[:, None, j, j + 1 :]
+    np.put_along_axis(weights, order[:, None, :], rounded, axis=2)
+    return weights
+
+
+def _check_finite(weight, gram):
+    if not (np.isfinite(weight).all() and np.isfinite(gram).all()):
+        raise ValueError("weight and gram must be finite")
 
 
 def _compensated(weight, gram, rounding, parts, damping, ordered):
@@ -155,8 +190,7 @@ def _compensated(weight, gram, rounding, parts, damping, ordered):
     k = weight.shape[-1]
     if weight.ndim != 2 or gram.shape != (k, k):
         raise ValueError(f"weight {weight.shape} and gram {gram.shape} do not go together")
-    if not (np.isfinite(weight).all() and np.isfinite(gram).all()):
-        raise ValueError("weight and gram must be finite")
+    _check_finite(weight, gram)
     parts = _in_order(parts, np.diagonal(gram), ordered)
     order = np.concatenate([*parts, np.empty(0, np.intp)])
     if len(order) != k or (np.sort(order) != np.arange(k)).any():

@@ -13,11 +13,11 @@ from fastvq.runtime.definitions.products import Windows
 
 __all__ = ["grams", "rows_read"]
 
-_ROWS = 1 << 14  # of a layer's inputs, about
+_ROWS = 1 << 14
 _MOST_NUMBERS = 1 << 24  # of a layer's moments: what has more is rounded as it is
 
 
-def grams(graph, arrays, layers, ranges, n_threads=1) -> dict[str, np.ndarray]:
+def grams(graph, arrays, layers, ranges, n_threads=1, n_rows=_ROWS) -> dict[str, np.ndarray]:
     """E[x xᵀ] of the inputs of dense layers and convolutions, by a layer's first output.
 
     Parameters
@@ -28,6 +28,8 @@ def grams(graph, arrays, layers, ranges, n_threads=1) -> dict[str, np.ndarray]:
     layers : iterable of Node
     ranges : mapping of value name to Statistics
         Of what the layers read.
+    n_rows : int
+        About how many rows of each layer's inputs are looked at, evenly spread over examples.
 
     Returns
     -------
@@ -39,7 +41,7 @@ def grams(graph, arrays, layers, ranges, n_threads=1) -> dict[str, np.ndarray]:
     names = [*dict.fromkeys(node.inputs[0] for node in layers)]
     if not names:
         return {}
-    n_places = max(1, _ROWS // len(arrays[0])) if arrays[0].ndim else _ROWS
+    n_places = max(1, n_rows // len(arrays[0])) if arrays[0].ndim else n_rows
     for values in stats.runs(graph, arrays, names, n_threads):
         by_name = dict(zip(names, values, strict=True))
         for node in layers:

@@ -12,7 +12,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
 from fastvq import _threads
-from fastvq.compress import passes, stats
+from fastvq.compress import moments, passes, stats
 from fastvq.compress._importing import imported
 from fastvq.compress.schemes import forests, int8
 from fastvq.runtime import CompressedModel, Graph, Value
@@ -28,6 +28,7 @@ _SMALL = 1024  # weights of a dense layer that are not worth the trouble
 _GROSS = 12.0  # dB: a layer whose own integers are noisier than this is not made of integers
 _NOISY = 30.0  # dB: a dense layer noisier than this reads features that are made of equal size
 _SAMPLED = 1 << 25  # bytes of a layer's values that its own error is measured on
+_ROWS = 1 << 13  # of a layer's inputs that its moments are taken of: 8 bits need no more
 _TIMED = (1, 32)  # rows of a call whose time is told
 _LONGEST = 1e5  # microseconds of a call that is not waited for
 
@@ -49,6 +50,14 @@ class ModelQuantizer(BaseEstimator):
         How static steps are chosen: see :meth:`fastvq.compress.stats.Statistics.range`.
     granularity : {"channel", "tensor"}
         What has a scale of its own among weights: each output channel, or all together.
+    steps : {"channel", "tensor"}
+        What has steps of its own among values, where they are static: each channel, wherever none
+        but layers need to know (it costs no time), or all of a value together.
+    skips : {"int16", "int8"}
+        In what form values are added to each other, where they are static.
+    compensate : bool
+        Round the weights of a layer so that what is still to be rounded makes up for errors so far,
+        by the second moments of its inputs (`compensation.compensated`; needs examples).
     size_budget : int, optional
         Bytes of the file; if it cannot be kept, `fit` says what can.
     max_drop : float, optional
@@ -87,13 +96,20 @@ class ModelQuantizer(BaseEstimator):
 
     Notes
     -----
-    Weights are rounded to the nearest of 255 steps of their channel. Integer layers give the same
-    integers on any machine, in any batch and at any number of threads. A fit costs a run of the
-    float model over X, a pass over what is watched, and one run of each layer on a sample.
+    Weights are rounded to 255 steps of their channel: to the nearest, or where there are examples
+    so that errors make up for each other. Integer layers give the same integers on any machine, in
+    any batch and at any number of threads. A fit costs two runs of the float model over X, passes
+    over what is watched, k² memory and k³ time for the k inputs of each layer, and one run of each
+    layer on a sample.
+
+    What it is worth, MobileNetV2 on 64 crops of photographs that it had not seen, SQNR of logits
+    and agreement of classes: static with steps of tensors and 8-bit sums 15.4 dB, 0.81; with steps
+    of channels and 16-bit sums 20.6 dB, 0.84; with compensation too 21.0 dB, 0.89.
 
     Bias correction after Nagel et al., "Data-free quantization through weight equalization and bias
-    correction", ICCV 2019; the integer arithmetic is that of Jacob et al., "Quantization and
-    training of neural networks for efficient integer-arithmetic-only inference", CVPR 2018.
+    correction", ICCV 2019; compensation after Frantar et al., "GPTQ", ICLR 2023; the arithmetic is
+    that of Jacob et al., "Quantization and training of neural networks for efficient
+    integer-arithmetic-only inference", CVPR 2018.
 
     Examples
     --------
@@ -116,6 +132,9 @@ class ModelQuantizer(BaseEstimator):
         activations="dynamic",
         calibration="mse",
         granularity="channel",
+        steps="channel",
+        skips="int16",
+        compensate=True,
         size_budget=None,
         max_drop=None,
         bias_correction=True,
@@ -129,6 +148,9 @@ class ModelQuantizer(BaseEstimator):
         self.activations = activations
         self.calibration = calibration
         self.granularity = granularity
+        self.steps = steps
+        self.skips = skips
+        self.compensate = compensate
         self.size_budget = size_budget
         self.max_drop = max_drop
         self.bias_correction = bias_correction
@@ -217,6 +239,8 @@ class ModelQuantizer(BaseEstimator):
             "activations": ("dynamic", "static"),
             "calibration": stats.CALIBRATIONS,
             "granularity": ("channel", "tensor"),
+            "steps": ("channel", "tensor"),
+            "skips": ("int16", "int8"),
         }
         for name, values in allowed.items():
             if getattr(self, name) not in values:
@@ -275,7 +299,7 @@ class _Fitting:
         self._sizes: dict[str, np.ndarray] = {}
         self._features: dict[str, tuple] = {}
         self.ranges: dict[str, stats.Statistics] = {}
-        self._means: dict[str, np.ndarray] = {}
+        self._known = int8.Knowledge()
         self.scheme: dict[str, str] = {}
         self._reasons: dict[str, str] = {}
         self._noise: dict[str, float] = {}
@@ -374,7 +398,7 @@ class _Fitting:
     def _calibrate(self):
         wanted = [node.inputs[0] for node in self.candidates.values()]
         if self._settings.activations == "static":
-            wanted += int8.Static(self.graph, self.candidates).watched
+            wanted += self._static(self.graph, self.candidates).watched
             wanted += [n for node in self.candidates.values() for n in node.inputs[:2]]
             wanted = [name for name in wanted if name not in self.graph.constants]
         histograms = self._settings.activations == "static" and self._settings.calibration in (
@@ -383,8 +407,18 @@ class _Fitting:
         self.ranges = stats.observe(
             self.graph, self._arrays, wanted, histograms=histograms, n_threads=self._threads
         )
+        means, grams = {}, {}
         if self._settings.bias_correction:
-            self._means = {name: seen.channel_mean for name, seen in self.ranges.items()}
+            means = {name: seen.channel_mean for name, seen in self.ranges.items()}
+        if self._settings.compensate:
+            layers = [
+                node for key, node in self.candidates.items()
+                if node.operator in ("Dense", "Conv") and self.scheme[key] == "int8"
+            ]  # fmt: skip
+            grams = moments.grams(
+                self.graph, self._arrays, layers, self.ranges, self._threads, _ROWS
+            )
+        self._known = int8.Knowledge(means, grams)
 
     def _measure(self):
         """SQNR of every layer in integers by itself, on a sample of what it reads."""
@@ -447,7 +481,7 @@ class _Fitting:
         tensors = {}
         for name, encoded in written.weights.items():
             weight = decoded(self.graph.constants[name])
-            row = compare([decoded(encoded)], [name], [weight])
+            row = compare([encoded.decode()], [name], [weight])
             noise = _plain(row.column("SQNR dB")[0])
             tensors[written.stored[name]] = [weight.nbytes, noise, readers.get(name)]
         settings = self._settings
@@ -462,6 +496,7 @@ class _Fitting:
             "activations": settings.activations,
             "calibration": settings.calibration if settings.activations == "static" else None,
             "granularity": settings.granularity,
+            "settings": self._switches(),
             "layers": layers,
             "tensors": tensors,
         }
@@ -469,12 +504,31 @@ class _Fitting:
         metadata = {**metadata, "compression": known}
         return CompressedModel(graph, metadata, n_threads=settings.n_threads)
 
+    def _switches(self):
+        """What was done to lose less, for the report."""
+        settings, static = self._settings, self._settings.activations == "static"
+        return {
+            "activations": f"static, {settings.calibration}" if static else "dynamic",
+            "steps of values": f"by {settings.steps}" if static else "by row",
+            "values that are added": settings.skips if static else "float32",
+            "errors compensated": bool(self._known.grams),
+            "biases corrected": bool(self._known.means),
+            "channels equalised": bool(settings.equalize),
+            "norms smoothed": settings.smoothing if self._sizes else None,
+        }
+
     def _written(self, graph, integer, stored):
         granularity = self._settings.granularity
         if self._settings.activations == "dynamic":
-            return int8.dynamic(graph, integer, stored, granularity, self._means)
-        static = int8.Static(graph, integer, stored, granularity)
-        return static.write(self.ranges, self._settings.calibration, self._means)
+            return int8.dynamic(graph, integer, stored, granularity, self._known)
+        static = self._static(graph, integer, stored)
+        return static.write(self.ranges, self._settings.calibration, self._known)
+
+    def _static(self, graph, integer, stored=()):
+        settings = self._settings
+        return int8.Static(
+            graph, integer, stored, settings.granularity, settings.skips, settings.steps
+        )
 
     def _alone(self):
         """Names of weights that are stored as int8, and multiplied as floats."""
@@ -522,16 +576,18 @@ class _Fitting:
         """The float graph with the weights of a small model."""
         constants = dict(self.graph.constants)
         for name, encoded in self.written.weights.items():
-            constants[name] = Raw(np.array(decoded(encoded)))
+            constants[name] = Raw(np.array(encoded.decode()))
             stored = compressed.graph.constants.get(self.written.stored[name])
             if stored is None:
                 if self.written.stored[name] not in self.written.graph.constants:
                     continue  # made of another constant when the model starts
                 raise ValueError("this model was not made by this quantizer")
-            affine = isinstance(encoded, int8.Affine)
-            if affine and isinstance(stored, Raw) and stored.values.dtype == np.int8:
-                affine = int8.Affine(stored.values, encoded.scales)
-                constants[name] = Raw(np.array(affine.decode()))
+            if isinstance(stored, Raw) and stored.values.dtype == np.int8:
+                if isinstance(encoded, int8.Rounded):
+                    encoded = encoded._replace(values=stored.values)
+                elif isinstance(encoded, int8.Affine):
+                    encoded = int8.Affine(stored.values, encoded.scales)
+                constants[name] = Raw(np.array(encoded.decode()))
         graph = Graph(self.graph.nodes, self.graph.inputs, self.graph.outputs, constants)
         metadata = {k: v for k, v in compressed.metadata.items() if k != "compression"}
         return CompressedModel(graph, metadata, n_threads=compressed.n_threads)

@@ -106,27 +106,33 @@ class Statistics:
 
     Attributes
     ----------
-    count : int
+    count, n_rows : int
+        Of values, and of those of one channel.
     low, high : float
         Extremes.
     moving : (float, float)
         Extremes of batches, in which the past fades by a tenth with every batch.
     channel_low, channel_high : ndarray (C,)
         Extremes for each channel, the last axis.
-    channel_mean : ndarray (C,) of float64
+    channel_mean, channel_power : ndarray (C,) of float64
+        Means of values, and of their squares.
     """
 
     def __init__(self, name="", histogram=True):
         self.name, self.count = name, 0
         self.low, self.high, self.moving = math.inf, -math.inf, None
-        self.channel_low = self.channel_high = self._sums = None
-        self._rows = 0
+        self.channel_low = self.channel_high = self._sums = self._squares = None
+        self.n_rows = 0
         self._counts = np.zeros(2 * _SIDE, np.int64) if histogram else None
         self._exponent = -149  # bins are 2^exponent wide
 
     @property
     def channel_mean(self):
-        return self._sums / max(self._rows, 1)
+        return self._sums / max(self.n_rows, 1)
+
+    @property
+    def channel_power(self):
+        return self._squares / max(self.n_rows, 1)
 
     def add(self, values):
         """Take in a batch of values (..., C)."""
@@ -139,27 +145,29 @@ class Statistics:
         if not (math.isfinite(least) and math.isfinite(most)):
             raise ValueError(f"calibration: {self.name!r} has values that are NaN or infinite")
         self.count += values.size
-        self._rows += len(rows)
+        self.n_rows += len(rows)
         self.low, self.high = min(self.low, least), max(self.high, most)
         if self.moving is None:
             self.moving = least, most
         else:
             pairs = zip(self.moving, (least, most), strict=True)
             self.moving = tuple(_KEPT * old + (1 - _KEPT) * new for old, new in pairs)
-        self._add_channels(low, high, rows.sum(axis=0, dtype=np.float64))
+        squares = np.einsum("ij,ij->j", rows, rows, dtype=np.float64)
+        self._add_channels(low, high, rows.sum(axis=0, dtype=np.float64), squares)
         if self._counts is not None:
             self._coarsen(_exponent_for(max(-least, most)))
             places = np.floor(rows.astype(np.float64).ravel() * 2.0**-self._exponent)
             places = places.astype(np.int64) + _SIDE
             self._counts += np.bincount(places, minlength=2 * _SIDE)
 
-    def _add_channels(self, low, high, sums):
+    def _add_channels(self, low, high, sums, squares):
         if self._sums is None:
-            self.channel_low, self.channel_high, self._sums = low, high, sums
+            self.channel_low, self.channel_high = low, high
+            self._sums, self._squares = sums, squares
         elif self._sums.shape == sums.shape:
             self.channel_low = np.minimum(self.channel_low, low)
             self.channel_high = np.maximum(self.channel_high, high)
-            self._sums = self._sums + sums
+            self._sums, self._squares = self._sums + sums, self._squares + squares
 
     def _coarsen(self, exponent):
         """Make bins at least so wide: neighbours become one; 0 stays between two bins."""
@@ -181,6 +189,10 @@ class Statistics:
         whole.low = min(part.low for part in parts)
         whole.high = max(part.high for part in parts)
         whole.moving = min(p.moving[0] for p in parts), max(p.moving[1] for p in parts)
+        if len({np.shape(part.channel_low) for part in parts}) == 1:
+            for part in parts:
+                whole.n_rows += part.n_rows
+                whole._add_channels(part.channel_low, part.channel_high, part._sums, part._squares)
         if whole._counts is not None:
             exponent = max(part._exponent for part in parts)
             for part in parts:

@@ -23,7 +23,7 @@ __all__ = ["forms", "settled"]
 
 _ELEMENTWISE = frozenset(["Unary", "Cast", "Binary", "Where", "QAdd"])
 # Those whose constants are the same for every element, or belong to the last axis.
-_STEPS = frozenset(["Quantize", "Dequantize"])
+_STEPS = frozenset(["Quantize", "Dequantize", "Requantize"])
 _DENSE = frozenset(["Dense", "MatMul", "QDense", "DynamicDense"])
 # Operators with one attribute that names an axis, all of whose inputs are of one shape but there.
 _ALONG = frozenset(["Concat", "Softmax", "Split"])

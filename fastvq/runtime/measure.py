@@ -103,6 +103,7 @@ def _compression(made, whole, latencies):
     """Totals of a model that was quantized: size, score and latency before and after."""
     schemes = [scheme for scheme, *_ in made.get("layers", {}).values()]
     found = {f"layers in {scheme}": schemes.count(scheme) for scheme in sorted({*schemes})}
+    found |= {name: value for name, value in made.get("settings", {}).items() if value is not None}
     before = made.get("bytes before")
     if before:
         found |= {"bytes of float32": before, "of float32": whole / before}

@@ -71,6 +71,38 @@ def print_integers():
             for array in results:
                 digest.update(array.tobytes())
     print("digest int8", digest.hexdigest(), flush=True)
+    print("digest int16", sixteen_bits().hexdigest(), flush=True)
+
+
+def sixteen_bits():
+    """A layer to 16 bits, added to itself, and back to 8: the same on every level, too."""
+    constants = {
+        "w": (np.arange(37 * 19).reshape(37, 19) * 40503 >> 3).astype(np.int8),
+        "m": np.float32(3) / np.arange(5, 42, dtype=np.float32),
+        "f": np.float32(1) / np.arange(100, 137, dtype=np.float32),
+        "z": np.arange(-18, 19).astype(np.int8),
+        "s": np.float32(0.37),
+    }
+    add = {"a_multiplier": 8191, "b_multiplier": -4000, "shift": 13, "dtype": "int16"}
+    nodes = [
+        Node("QDense", ["x", "w", "m"], ["a"], {"dtype": "int16", "x_zero_point": -3}),
+        Node("QDense", ["x", "w", "m"], ["b"], {"dtype": "int16", "low": 0}),
+        Node("QAdd", ["a", "b"], ["c"], add),
+        Node("Requantize", ["c", "f", "z"], ["y"]),
+        Node("Dequantize", ["c", "s"], ["d"]),
+        Node("Quantize", ["d", "m"], ["e"], {"dtype": "int16"}),
+    ]
+    kinds = {"y": "int8", "d": "float32", "e": "int16"}
+    outputs = [Value(name, kind, ("N", 37)) for name, kind in kinds.items()]
+    graph = Graph(
+        nodes, [Value("x", "int8", ("N", 19))], outputs, {n: Raw(a) for n, a in constants.items()}
+    )
+    x = (np.arange(501 * 19).reshape(501, 19) * 2654435761 >> 7).astype(np.int8)
+    model, digest = CompressedModel(graph), hashlib.sha256()
+    for threads in [1, *THREADS]:
+        for array in model.run({"x": x}, n_threads=threads):
+            digest.update(array.tobytes())
+    return digest
 
 
 def print_layers():

@@ -522,7 +522,7 @@ def _to_steps(export, y, zero_point, to, dtype="int8", low=-(2**15), high=2**15 
     return export.made("Cast", [y], to, to=element)
 
 
-def _finished(export, y, table, node, dtype, y_zero_point, low=-128, high=127):
+def _finished(export, y, table, node, dtype, y_zero_point, low=-(2**15), high=2**15 - 1):
     """A layer's floats in units of its steps as what it gives."""
     (to,) = node.outputs
     if dtype == "float32":
@@ -530,7 +530,7 @@ def _finished(export, y, table, node, dtype, y_zero_point, low=-128, high=127):
     elif table:
         _looked_up(export, _to_steps(export, y, y_zero_point, None, "int8", low, high), table, to)
     else:
-        _to_steps(export, y, y_zero_point, to, "int8", low, high)
+        _to_steps(export, y, y_zero_point, to, dtype, low, high)
 
 
 def _looked_up(export, x, table, to):
@@ -591,6 +591,18 @@ def _one_or_many(export, scale, zero):
     return [export.constant(a.reshape(()) if a.size == 1 else a) for a in pair]
 
 
+@_exports("Requantize")
+def _requantize(export, node, *, x_zero_point):
+    x, multiplier, zero = [*node.inputs, ""][:3]
+    y = export.add("Mul", _from_steps(export, x, x_zero_point), multiplier)
+    factors, zeros = export.value(multiplier), export.value(zero) if zero else np.zeros((), np.int8)
+    if factors is None or zeros is None:
+        raise ValueError("its steps are not constants")
+    one = np.broadcast_to(np.float32(1), np.broadcast_shapes(factors.shape, zeros.shape))
+    steps = [export.constant(np.broadcast_to(a, one.shape)) for a in (one, zeros.astype(np.int8))]
+    export.add("QuantizeLinear", y, *steps, to=node.outputs[0], axis=-1 if one.ndim else None)
+
+
 @_exports("QTable")
 def _table(export, node):
     x, table = node.inputs
@@ -620,7 +632,7 @@ def _q_conv(
     if dtype == "float32":
         _to_last(export, y, rank, node.outputs[0])
         return
-    y = _to_steps(export, y, y_zero_point, None, "int8", low, high)
+    y = _to_steps(export, y, y_zero_point, None, dtype, low, high)
     y = _to_last(export, y, rank, None if table else node.outputs[0])
     if table:
         _looked_up(export, y, table, node.outputs[0])

@@ -10,13 +10,16 @@ static    reads and gives int8 in steps that calibration found; what lies betwee
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 
-from fastvq.compress import stats
+from fastvq.compress import compensation, stats
+from fastvq.compress.schemes.steps import Steps, channel_steps, whole_steps, wide_scale
 from fastvq.runtime import functions
 from fastvq.runtime.affine import Affine
 from fastvq.runtime.definitions.products import Windows
@@ -26,7 +29,7 @@ from fastvq.runtime.layout import forms as forms_of
 from fastvq.runtime.ops import operators
 from fastvq.runtime.rewrite import Rewriting
 
-__all__ = ["Quantized", "Static", "candidates", "dynamic", "rounded_rows"]
+__all__ = ["Knowledge", "Quantized", "Rounded", "Static", "candidates", "dynamic", "rounded_rows"]
 
 _WIDEST = 1 << 16  # products of a sum, as definitions.integers has it
 _MOST = np.iinfo(np.int32).max
@@ -54,13 +57,62 @@ class Quantized(NamedTuple):
     Attributes
     ----------
     graph : Graph
-    weights : dict of name of a constant of the float graph to Affine
+    weights : dict of name of a constant of the float graph to what it became, with `decode`
     stored : dict of name of a constant of the float graph to that in `graph`
     """
 
     graph: Graph
-    weights: dict[str, Affine]
+    weights: dict[str, Affine | Rounded | Raw]
     stored: dict[str, str]
+
+
+class Rounded(NamedTuple):
+    """Weights of an integer layer: rows of `values` times `scales`, columns by `factors`.
+
+    Attributes
+    ----------
+    values : ndarray of int8
+    scales : ndarray (n,) of float32
+    factors : ndarray that broadcasts to values, or None
+        The steps of the layer's input that went into the weights.
+    """
+
+    values: np.ndarray
+    scales: np.ndarray
+    factors: np.ndarray | None = None
+
+    def decode(self):
+        real = self.values.astype(np.float32)
+        real *= self.scales.reshape(-1, *[1] * (real.ndim - 1))
+        return real if self.factors is None else (real / self.factors).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """What examples tell of a graph.
+
+    Attributes
+    ----------
+    means : mapping of value name to ndarray (C,)
+        The mean of each channel: biases take back what rounding shifts.
+    grams : mapping of a layer's first output to ndarray (groups, k, k)
+        Second moments of its inputs: weights are rounded so that errors make up for each other.
+    """
+
+    means: Mapping[str, np.ndarray] = field(default_factory=dict)
+    grams: Mapping[str, np.ndarray] = field(default_factory=dict)
+    rounded: dict = field(default_factory=dict, repr=False)
+
+    def rows(self, key, weight, granularity, least, gram):
+        """`rounded_rows` of a layer; remembered, as a model is made several times."""
+        if gram is None:
+            return rounded_rows(weight, granularity, least)
+        digest = hashlib.blake2b(np.ascontiguousarray(weight), digest_size=16)
+        digest.update(b"" if least is None else np.ascontiguousarray(least))
+        name = key, digest.digest()
+        if name not in self.rounded:
+            self.rounded[name] = rounded_rows(weight, granularity, least, gram)
+        return self.rounded[name]
 
 
 def candidates(graph: Graph, activations: str) -> dict[str, Node]:
@@ -123,10 +175,11 @@ def _is_attention(graph, node, forms):
     )
 
 
-def rounded_rows(weight, granularity="channel", least=None):
+def rounded_rows(weight, granularity="channel", least=None, gram=None):
     """Weights as int8 from -127 to 127 and float32 scales (n,), of each row or all alike.
 
-    A row of zeros has the scale `least`, where that is given, or 1; no scale is below `least`.
+    A row of zeros has the scale `least`, where that is given, or 1; no scale is below `least`. With
+    a gram (groups, k, k) of the inputs of each group of rows errors make up for each other.
     """
     rows = weight.reshape(len(weight), -1)
     largest = np.abs(rows).max(axis=1, initial=0).astype(np.float64)
@@ -138,8 +191,18 @@ def rounded_rows(weight, granularity="channel", least=None):
     scales[scales == 0] = 1
     scales = np.maximum(scales, 2.0**-126).astype(np.float32)
     # In float64: a quotient by a rounded scale is at most 127 and a little.
-    values = np.rint(rows / scales[:, None].astype(np.float64))
-    return np.clip(values, -127, 127).astype(np.int8).reshape(weight.shape), scales
+    steps = rows / scales[:, None].astype(np.float64)
+    if gram is None:
+        values = _nearest(steps)
+    else:
+        values = compensation.compensated_groups(
+            steps.reshape(len(gram), -1, rows.shape[1]), gram, lambda values, _: _nearest(values)
+        )
+    return values.astype(np.int8).reshape(weight.shape), scales
+
+
+def _nearest(steps):
+    return np.clip(np.rint(steps), -127, 127)
 
 
 def _affine(values, scales):
@@ -158,17 +221,16 @@ class _Writing(Rewriting):
     stored : set of str
         Names of constants that are to be int8 and are multiplied as floats.
     granularity : {"channel", "tensor"}
-    means : mapping of value name to ndarray (C,), optional
-        The mean of each channel of a layer's input: biases take back what rounding shifts.
+    known : Knowledge, optional
     """
 
-    def __init__(self, graph, integer, stored=(), granularity="channel", means=None):
+    def __init__(self, graph, integer, stored=(), granularity="channel", known=None):
         super().__init__(graph)
         self._recurrent = _recurrent_of(graph, integer)
         self._integer = set(integer) - self._recurrent
         self._graph, self._alone = graph, set(stored)
-        self._granularity, self._means = granularity, means or {}
-        self._weights: dict[str, Affine] = {}
+        self._granularity, self._known = granularity, known or Knowledge()
+        self._weights: dict[str, Affine | Rounded | Raw] = {}
         self._stored: dict[str, str] = {}
         self._forms = forms_of(graph, 96)
         self._users = graph.users()
@@ -190,21 +252,31 @@ class _Writing(Rewriting):
     def constant(self, like, values):
         return self.new_constant(like, np.asarray(values))
 
-    def weight_of(self, node, least=None):
-        """Name of a layer's int8 weights in the new graph, the scales, and its bias, corrected."""
-        name = node.inputs[1]
+    def weight_of(self, node, least=None, factors=None):
+        """Name of a layer's int8 weights in the new graph, the scales, and its bias, corrected.
+
+        `factors` (C,), the steps of the layer's input, go into the weights.
+        """
+        name, groups = node.inputs[1], node.attributes.get("groups", 1)
         weight = self._graph.constants[name].decode()
-        values, scales = rounded_rows(weight, self._granularity, least)
+        spread = None if factors is None else _spread(factors, weight, groups)
+        scaled = weight if spread is None else weight * spread
+        gram = self._known.grams.get(node.outputs[0])
+        if gram is not None and spread is not None:
+            taps = np.broadcast_to(spread, weight.shape).reshape(groups, -1, gram.shape[-1])[:, 0]
+            gram = gram / (taps[:, :, None] * taps[:, None, :])
+        values, scales = self._known.rows(node.outputs[0], scaled, self._granularity, least, gram)
+        rounded = Rounded(values, scales, spread)
         bias = None
         if len(node.inputs) > 2 and node.inputs[2]:
             bias = self._graph.constants[node.inputs[2]].decode()
-        mean = self._means.get(node.inputs[0])
+        mean = self._known.means.get(node.inputs[0])
         if mean is not None:
-            shift = _shift(weight, values, scales, mean, node.attributes.get("groups", 1))
+            shift = _shift(weight, rounded.decode(), mean, groups)
             bias = (0 if bias is None else bias) - shift
             bias = bias.astype(np.float32)
         stored = self.constant(name, values)
-        self._weights[name], self._stored[name] = _affine(values, scales), stored
+        self._weights[name], self._stored[name] = rounded, stored
         return stored, values, scales, bias
 
     def pass_on(self, node):
@@ -285,13 +357,18 @@ class _Writing(Rewriting):
         self.add("Binary", (real, scale), (y,), {"function": "multiply"}, node.name)
 
 
-def _shift(weight, values, scales, mean, groups):
+def _spread(factors, weight, groups):
+    """Factors of all input channels as they belong to a weight (n, *taps, C / groups)."""
+    own = np.asarray(factors, np.float64).reshape(groups, -1).repeat(len(weight) // groups, axis=0)
+    return own.reshape(len(weight), *[1] * (weight.ndim - 2), -1)
+
+
+def _shift(weight, rounded, mean, groups):
     """What rounded weights add to the mean of each output: (rounded - weights) · mean of inputs."""
     n_out, n_in = weight.shape[0], weight.shape[-1]
     if len(mean) != n_in * groups:
         return np.zeros(n_out)
-    rounded = values.astype(np.float64) * scales.reshape(-1, *[1] * (weight.ndim - 1))
-    error = (rounded - weight).reshape(n_out, -1, n_in).sum(axis=1)
+    error = (rounded.astype(np.float64) - weight).reshape(n_out, -1, n_in).sum(axis=1)
     of_group = mean.reshape(groups, n_in).repeat(n_out // groups, axis=0)
     return (error * of_group).sum(axis=1)
 
@@ -299,9 +376,9 @@ def _shift(weight, values, scales, mean, groups):
 # ---- dynamic ------------------------------------------------------------------------------------
 
 
-def dynamic(graph, integer, stored=(), granularity="channel", means=None) -> Quantized:
+def dynamic(graph, integer, stored=(), granularity="channel", known=None) -> Quantized:
     """The graph with these layers in integers that find the steps of their inputs as they run."""
-    work = _Writing(graph, integer, stored, granularity, means)
+    work = _Writing(graph, integer, stored, granularity, known)
     for node in graph.nodes:
         if node.outputs[0] in work._integer:
             _write_dynamic(work, node)
@@ -362,9 +439,15 @@ def _pads(node, forms):
 class Static:
     """A graph in whose integer part int8 flows from layer to layer.
 
+    Where two values are added, layers give int16, and the sum is int16 (`skips`): whatever such a
+    stream goes through is rounded once for each layer that reads it, not over and over.
+
     Parameters
     ----------
     graph, integer, stored, granularity : as for `dynamic`
+    skips : {"int16", "int8"}
+    steps : {"channel", "tensor"}
+        Whether each channel has steps of its own where nothing but layers needs to know.
 
     Attributes
     ----------
@@ -372,36 +455,54 @@ class Static:
         The values whose statistics `write` needs.
     """
 
-    def __init__(self, graph, integer: Iterable[str], stored=(), granularity="channel"):
+    def __init__(
+        self, graph, integer: Iterable[str], stored=(), granularity="channel", skips="int16",
+        steps="channel",
+    ):  # fmt: skip
         self._recurrent = _recurrent_of(graph, integer)
         self._graph, self._chosen = graph, set(integer) - self._recurrent
         self._settings = stored, granularity
         self._forms = forms_of(graph, 96)
         self._users = graph.users()
+        self._makers = {name: node for node in graph.nodes for name in node.outputs}
         self._outputs = {value.name for value in graph.outputs}
         self._nodes = self._partition()
-        self._groups = _Groups()
+        self._groups, self._streams = _Groups(), _Groups()
+        self._of_channels = steps == "channel" and granularity == "channel"
         self._sources: list[str] = []
         for node in graph.nodes:
             if node.outputs[0] in self._nodes:
                 self._join(node)
+                if skips == "int16":
+                    self._widen(node)
         self.watched = [*dict.fromkeys(self._sources)]
 
-    def write(self, statistics: Mapping[str, stats.Statistics], method="mse", means=None):
+    def write(self, statistics: Mapping[str, stats.Statistics], method="mse", known=None):
         """The integer graph, with the ranges that a calibration method finds in the statistics."""
-        parts: dict[str, list] = {}
-        for name in self.watched:
-            parts.setdefault(self._groups.leader(name), []).append(statistics[name])
-        groups = {leader: stats.Statistics.merged(seen) for leader, seen in parts.items()}
-        symmetric = {self._groups.leader(name) for name in self._symmetric}
-        found = {
-            leader: stats.parameters(*seen.range(method, leader in symmetric), leader in symmetric)
-            for leader, seen in groups.items()
-        }
-        steps = {name: found[leader] for name, leader in self._groups.all() if leader in found}
+        steps = {}
+        for names, seen in self._seen(self._groups, statistics):
+            symmetric = not self._symmetric.isdisjoint(names)
+            found = whole_steps(seen, method, symmetric)
+            if self._of_channels and not symmetric and self._may_differ(names, seen):
+                found = self._channel_steps(names, seen, method)
+            steps |= dict.fromkeys(names, found)
+        streams = {}
+        for names, seen in self._seen(self._streams, statistics):
+            streams |= dict.fromkeys(names, wide_scale(seen.low, seen.high))
         integer = self._nodes | self._recurrent
-        writer = _StaticWriting(self._graph, integer, *self._settings, means, steps)
+        writer = _StaticWriting(self._graph, integer, *self._settings, known, steps, streams)
         return writer.written()
+
+    def _seen(self, groups, statistics):
+        """The groups of names that were looked at, and what was seen of all values of each."""
+        members: dict[str, list] = {}
+        for name, leader in groups.all():
+            members.setdefault(leader, []).append(name)
+        watched = {*self.watched}
+        for names in members.values():
+            parts = [statistics[name] for name in names if name in watched]
+            if parts:
+                yield names, stats.Statistics.merged(parts)
 
     # ---- which nodes work on integers ----------------------------------------------------------
 
@@ -471,7 +572,7 @@ class Static:
 
     # ---- which values have the same steps ------------------------------------------------------
 
-    _symmetric: tuple[str, ...] = ()
+    _symmetric: frozenset[str] = frozenset()
 
     def _join(self, node):
         """Enter the values of an integer node: those with steps of their own are looked at."""
@@ -483,7 +584,7 @@ class Static:
                 if not self._made_inside(name):
                     self._sources.append(name)
             if node.operator == "MatMul":
-                self._symmetric = (*self._symmetric, node.inputs[1])
+                self._symmetric |= {node.inputs[1]}
         shared = (
             node.operator in (*_MOVES, "Pad", "Concat")
             or (node.operator == "Pool" and node.attributes["function"] == "max")
@@ -499,10 +600,96 @@ class Static:
                 self._sources.append(node.outputs[0])
 
     def _made_inside(self, name):
-        if not hasattr(self, "_inside"):
-            nodes = [n for n in self._graph.nodes if n.outputs[0] in self._nodes]
-            self._inside = {output for n in nodes for output in n.outputs}
-        return name in self._inside
+        maker = self._makers.get(name)
+        return maker is not None and maker.outputs[0] in self._nodes
+
+    # ---- which values are int16 ----------------------------------------------------------------
+
+    def _widen(self, node):
+        """Let a sum, and layers whose values are added, be int16 in the same steps."""
+        if node.operator != "Binary":
+            return
+        follower = _follower(self._graph, self._users, self._nodes, node, ("relu", "clip"))
+        total = node.outputs[0] if follower is None else follower.outputs[0]
+        self._streams.leader(total)
+        for name in node.inputs:
+            maker = self._makers.get(name)
+            layer = maker is not None and maker.operator in ("Dense", "Conv")
+            if (layer and maker.outputs[0] in self._chosen) or name in self._streams:
+                self._streams.join(name, total)
+
+    # ---- whose channels have steps of their own ------------------------------------------------
+
+    def _may_differ(self, names, seen):
+        """Whether all that works on a group's int8 form does so channel by channel."""
+        if seen.channel_low is None or len(seen.channel_low) < 2:
+            return False
+        return all(
+            self._gives_channels(name) and all(map(self._takes_channels(name), self._readers(name)))
+            for name in names
+        )
+
+    def _readers(self, name):
+        """The integer nodes that read a value's int8 form; the others read floats, or int16."""
+        for user in self._users.get(name, []):
+            inside = user.outputs[0] in self._nodes
+            if inside and not (user.operator == "Binary" and name in self._streams):
+                yield user
+
+    def _gives_channels(self, name):
+        """Whether whoever makes the int8 form has a multiplier for each channel."""
+        if name in self._streams or not self._made_inside(name):
+            return True
+        maker = self._makers[name]
+        if maker.outputs[0] not in self._chosen or maker.operator == "MatMul":
+            return _is_max(maker)
+        # A bound is the last step of every channel, and only 0 can be that on the lower side.
+        return maker.attributes.get("activation") != "clip" or not maker.attributes.get("alpha")
+
+    def _takes_channels(self, name):
+        def takes(node):
+            layer = node.outputs[0] in self._chosen and node.operator != "MatMul"
+            return (layer and node.inputs[0] == name) or _is_max(node)
+
+        return takes
+
+    def _channel_steps(self, names, seen, method):
+        nodes = [node for name in names for node in self._readers(name) if not _is_max(node)]
+        weights, free_zero = [], True
+        for node in nodes:
+            weight, groups = self._graph.constants[node.inputs[1]].decode(), _groups_of(node)
+            if groups == 1:
+                weights.append(weight.reshape(len(weight), -1, weight.shape[-1]))
+            free_zero = free_zero and groups == 1 and not any(_pads(node, self._forms) or ())
+        for name in names:
+            free_zero = free_zero and (name in self._streams or not self._made_inside(name))
+        return channel_steps(
+            seen.channel_low, seen.channel_high, seen.n_rows, seen.range(method),
+            seen.channel_power, weights, free_zero,
+        )  # fmt: skip
+
+
+def _groups_of(node):
+    return node.attributes.get("groups", 1)
+
+
+def _is_max(node):
+    return node.operator == "Pool" and node.attributes["function"] == "max"
+
+
+def _follower(graph, users, integer, node, functions=None):
+    """The integer activation that alone reads a node, if it is one of these functions."""
+    name = node.outputs[0]
+    readers = users.get(name, [])
+    if len(readers) != 1 or any(value.name == name for value in graph.outputs):
+        return None
+    (user,) = readers
+    if user.operator != "Unary" or user.outputs[0] not in integer:
+        return None
+    function = user.attributes["function"]
+    if function == "identity" or (functions and function not in functions):
+        return None
+    return user
 
 
 def _gives_integers(node, users, integer):
@@ -522,6 +709,9 @@ class _Groups:
             above = self._above[name] = self.leader(above)
         return above
 
+    def __contains__(self, name):
+        return name in self._above
+
     def join(self, a, b):
         self._above[self.leader(a)] = self.leader(b)
 
@@ -530,12 +720,13 @@ class _Groups:
 
 
 class _StaticWriting(_Writing):
-    """Nodes written one by one; a value may be there as floats, as int8, or as both."""
+    """Nodes written one by one; a value may be there as floats, int16, int8, or several of them."""
 
-    def __init__(self, graph, integer, stored, granularity, means, steps):
-        super().__init__(graph, integer, stored, granularity, means)
-        self._steps = steps
+    def __init__(self, graph, integer, stored, granularity, known, steps, streams):
+        super().__init__(graph, integer, stored, granularity, known)
+        self._steps, self._streams = steps, streams
         self._int8: dict[str, str] = {}  # of a value of the float graph, its int8 form
+        self._int16: dict[str, str] = {}  # and its int16 form
         self._floats = {value.name for value in graph.inputs} | set(graph.constants)
         self._inside: set[str] = set()  # nodes that went into the one before
 
@@ -558,17 +749,28 @@ class _StaticWriting(_Writing):
     # ---- forms of values -----------------------------------------------------------------------
 
     def as_int8(self, name):
-        """The int8 form of a value; its floats are quantized where it has none yet."""
+        """The int8 form of a value, made of its int16 form or its floats where it has none yet."""
         if name not in self._int8:
             made = self.new_name(name)
-            inputs = (name, *self._constants_of(name))
-            self.add("Quantize", inputs, (made,), {}, f"{name} to int8")
+            scale, zero_point = self._steps[name]
+            if name in self._int16:
+                factor = np.float64(self._streams[name]) / np.float64(scale)
+                inputs = self._int16[name], self.constant(f"{name} multiplier", np.float32(factor))
+                inputs += (self.constant(f"{name} zero", np.int8(zero_point)),)
+                self.add("Requantize", inputs, (made,), {}, f"{name} to int8")
+            else:
+                inputs = (name, *self._constants_of(name))
+                self.add("Quantize", inputs, (made,), {}, f"{name} to int8")
             self._int8[name] = made
         return self._int8[name]
 
     def as_float(self, name):
         if name and name not in self._floats:
-            inputs = (self._int8[name], *self._constants_of(name))
+            if name in self._int16:
+                scale = self.constant(f"{name} scale", np.float32(self._streams[name]))
+                inputs = self._int16[name], scale
+            else:
+                inputs = (self._int8[name], *self._constants_of(name))
             self.add("Dequantize", inputs, (name,), {}, f"{name} to float32")
             self._floats.add(name)
         return name
@@ -583,6 +785,10 @@ class _StaticWriting(_Writing):
     def _new_int8(self, name):
         self._int8[name] = self.new_name(name)
         return self._int8[name]
+
+    def _new_int16(self, name):
+        self._int16[name] = self.new_name(name)
+        return self._int16[name]
 
     # ---- nodes ---------------------------------------------------------------------------------
 
@@ -600,41 +806,13 @@ class _StaticWriting(_Writing):
         write(node)
 
     def _follower(self, node, functions_=None):
-        """The integer activation that alone reads a node, if it is one of these functions."""
-        name = node.outputs[0]
-        users = self._users.get(name, [])
-        if len(users) != 1 or name in self._outputs:
-            return None
-        (user,) = users
-        if user.operator != "Unary" or user.outputs[0] not in self._integer:
-            return None
-        function = user.attributes["function"]
-        if function == "identity" or (functions_ and function not in functions_):
-            return None
-        return user
+        return _follower(self._graph, self._users, self._integer, node, functions_)
 
     def _layer(self, node):
-        x = node.inputs[0]
-        x_scale, x_zero = self._steps[x]
-        bias_name = node.inputs[2] if len(node.inputs) > 2 else ""
-        least = None
-        if bias_name:  # so that a bias in units of scale · scale fits in 30 bits
-            least = np.abs(self._graph.constants[bias_name].decode().astype(np.float64))
-            least = np.maximum(least / (x_scale * 2.0**29), 2.0**-126)
-        weight, values, scales, bias = self.weight_of(node, least)
-        inputs = [self.as_int8(x), weight, "", ""]
-        unit = np.float64(x_scale) * scales.astype(np.float64)
-        if bias is not None:
-            whole = np.clip(np.rint(bias / unit), -_MOST, _MOST).astype(np.int64)
-            room = _MOST - 255 * np.abs(values.reshape(len(values), -1).astype(np.int64)).sum(
-                axis=1
-            )
-            whole = np.clip(whole, -room, room).astype(np.int32)
-            inputs[3] = self.constant(f"{node.name} bias", whole)
-        attributes = {**_window(node, self._forms), "x_zero_point": x_zero}
+        """A layer in three forms: to floats, to 16-bit steps, or to 8-bit ones."""
+        y, operator = node.outputs[0], f"Q{node.operator}"
+        inputs, unit, attributes = self._products(node)
         activation = {k: node.attributes[k] for k in _ACTIVATION if k in node.attributes}
-        operator = f"Q{node.operator}"
-        y = node.outputs[0]
         if not _gives_integers(node, self._users, self._integer):
             inputs[2] = self._multiplier(node, unit)
             attributes["dtype"] = "float32"
@@ -649,19 +827,50 @@ class _StaticWriting(_Writing):
         function, alpha, beta = (
             activation.get(k, d) for k, d in zip(_ACTIVATION, ("identity", 0.0, 0.0), strict=True)
         )
+        if y in self._streams:
+            wide = Steps(self._streams[y], 0)
+            inputs[2] = self._multiplier(node, unit / wide.scale)
+            attributes |= {"dtype": "int16", **_limits(function, alpha, beta, wide, np.int16)}
+            self.add(operator, inputs, (self._new_int16(y),), attributes, node.name)
+            return
         before, after = self._steps[y], y
-        attributes |= _limits(function, alpha, beta, *before)
+        attributes |= _limits(function, alpha, beta, before)
         follower = self._follower(node) if function == "identity" else None
         table = None
         if follower is not None:
             after = follower.outputs[0]
             self._inside.add(after)
             table = _table(follower.attributes, before, self._steps[after])
-        inputs[2] = self._multiplier(node, unit / before[0])
-        attributes["y_zero_point"] = before[1]
+        inputs[2] = self._multiplier(node, unit / before.scale)
+        attributes["y_zero_point"] = int(before.zero_point)
         if table is not None:
             inputs.append(self.constant(f"{node.name} table", table))
         self.add(operator, inputs, (self._new_int8(after),), attributes, node.name)
+
+    def _products(self, node):
+        """A layer's inputs, less its multiplier; what its sums count in; its attributes."""
+        x = node.inputs[0]
+        steps = self._steps[x]
+        scale = 1.0 if steps.factors is not None else np.float64(steps.scale)
+        bias_name = node.inputs[2] if len(node.inputs) > 2 else ""
+        least = None
+        if bias_name:  # so that a bias in units of scale · scale fits in 30 bits
+            least = np.abs(self._graph.constants[bias_name].decode().astype(np.float64))
+            least = np.maximum(least / (scale * 2.0**29), 2.0**-126)
+        weight, values, scales, bias = self.weight_of(node, least, steps.factors)
+        inputs = [self.as_int8(x), weight, "", ""]
+        unit = scale * scales.astype(np.float64)
+        zero_point, rows = steps.zero_point, values.reshape(len(values), -1).astype(np.int64)
+        whole = None if bias is None else np.rint(bias / unit)
+        if np.ndim(zero_point):  # a number for each channel: it goes into the bias
+            taps = rows.reshape(len(rows), -1, len(zero_point)).sum(axis=1)
+            whole = (0 if whole is None else whole) - taps @ zero_point.astype(np.int64)
+            zero_point = 0
+        if whole is not None:
+            room = _MOST - 255 * np.abs(rows).sum(axis=1)
+            whole = np.clip(np.clip(whole, -_MOST, _MOST).astype(np.int64), -room, room)
+            inputs[3] = self.constant(f"{node.name} bias", whole.astype(np.int32))
+        return inputs, unit, {**_window(node, self._forms), "x_zero_point": int(zero_point)}
 
     def _multiplier(self, node, values):
         values = np.clip(values, 2.0**-126, np.finfo(np.float32).max).astype(np.float32)
@@ -686,32 +895,41 @@ class _StaticWriting(_Writing):
         self.add("QMatMul", (self.as_int8(a), self.as_int8(b)), (made,), attributes, node.name)
 
     def _sum(self, node):
-        a, b = node.inputs
         follower = self._follower(node, ("relu", "clip"))
         y = node.outputs[0]
-        bounds = {}
+        function = None, 0.0, 0.0
         if follower is not None:
             y = follower.outputs[0]
             self._inside.add(y)
             rest = follower.attributes
-            bounds = _limits(
-                rest["function"], rest.get("alpha", 0.0), rest.get("beta", 0.0), *self._steps[y]
-            )
-        (sa, za), (sb, zb), (sy, zy) = self._steps[a], self._steps[b], self._steps[y]
-        largest = max(sa, sb) / sy
-        # The most precise multipliers that stay within 2^14.
-        shift = int(np.clip(math.floor(math.log2((1 << 14) / largest)), 1, 30))
+            function = rest["function"], rest.get("alpha", 0.0), rest.get("beta", 0.0)
+        wide = y in self._streams
+        (a, *a_steps), (b, *b_steps) = map(self._operand, node.inputs)
+        steps = Steps(self._streams[y], 0) if wide else self._steps[y]
+        # The most precise multipliers that stay within what the kernel has room for.
+        most = 1 << (13 if wide else 14)
+        factors = a_steps[0] / steps.scale, b_steps[0] / steps.scale
+        shift = int(np.clip(math.floor(math.log2(most / max(factors))), 1, 30))
         attributes = {
-            "a_multiplier": min(round(sa / sy * 2**shift), 1 << 14),
-            "b_multiplier": min(round(sb / sy * 2**shift), 1 << 14),
+            "a_multiplier": min(round(factors[0] * 2**shift), most),
+            "b_multiplier": min(round(factors[1] * 2**shift), most),
             "shift": shift,
-            "a_zero_point": za,
-            "b_zero_point": zb,
-            "y_zero_point": zy,
-            **bounds,
+            "a_zero_point": a_steps[1],
+            "b_zero_point": b_steps[1],
+            "y_zero_point": int(steps.zero_point),
+            **_limits(*function, steps, np.int16 if wide else np.int8),
         }
-        inputs = self.as_int8(a), self.as_int8(b)
-        self.add("QAdd", inputs, (self._new_int8(y),), attributes, node.name)
+        if wide:
+            attributes["dtype"] = "int16"
+        made = self._new_int16(y) if wide else self._new_int8(y)
+        self.add("QAdd", (a, b), (made,), attributes, node.name)
+
+    def _operand(self, name):
+        """What is added, and its steps."""
+        if name in self._int16:
+            return self._int16[name], self._streams[name], 0
+        scale, zero_point = self._steps[name]
+        return self.as_int8(name), scale, int(zero_point)
 
     def _unary(self, node):
         x, y = node.inputs[0], node.outputs[0]
@@ -762,14 +980,20 @@ class _StaticWriting(_Writing):
         self.add(node.operator, inputs, made, node.attributes, node.name)
 
 
-def _limits(function, alpha, beta, scale, zero_point):
-    """Bounds of steps that do what an activation does."""
+def _limits(function, alpha, beta, steps, dtype=np.int8):
+    """Bounds of steps that do what an activation does.
+
+    Where channels have steps of their own none reaches beyond a bound, and it is the last step.
+    """
     low, high = {"relu": (0.0, math.inf), "clip": (alpha, beta)}.get(function, (None, None))
-    found = {}
-    if low is not None and low / scale + zero_point > -128:
-        found["low"] = int(min(np.rint(low / scale) + zero_point, 127))
-    if high is not None and high / scale + zero_point < 127:
-        found["high"] = int(max(np.rint(high / scale) + zero_point, -128))
+    scale, zero_point = steps
+    if np.ndim(scale):
+        low, high = (None if low is None else 0.0), None
+    limits, found = np.iinfo(dtype), {}
+    if low is not None and low / np.max(scale) + zero_point > limits.min:
+        found["low"] = int(min(np.rint(low / np.max(scale)) + zero_point, limits.max))
+    if high is not None and high / scale + zero_point < limits.max:
+        found["high"] = int(max(np.rint(high / scale) + zero_point, limits.min))
     return found
 
 

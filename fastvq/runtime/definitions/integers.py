@@ -54,7 +54,7 @@ def finished(sums, multiplier, bias, table, dtype, y_zero_point, low, high):
     real = sums.astype(np.float32) * np.asarray(multiplier, np.float32)
     if dtype == "float32":
         return real
-    q = rounded(real, y_zero_point, np.int8, low, high)
+    q = rounded(real, y_zero_point, np.dtype(dtype), low, high)
     return q if table is None else table[q.astype(np.intp) + 128]
 
 
@@ -68,8 +68,10 @@ def _check_layer(x, weight, multiplier, bias, table, dtype):
         raise ValueError(f"bias must be int32 of shape {n}, got {bias.shape} of {bias.dtype}")
     if table is not None and (table.shape != (256,) or table.dtype != np.int8):
         raise ValueError(f"table must be int8 of shape (256,), got {table.shape} of {table.dtype}")
-    if dtype not in ("int8", "float32"):
-        raise ValueError(f"dtype must be int8 or float32, got {dtype!r}")
+    if dtype not in ("int8", "float32", "int16"):
+        raise ValueError(f"dtype must be int8, int16 or float32, got {dtype!r}")
+    if dtype == "int16" and table is not None:
+        raise ValueError("a table has no values for int16")
     check_sums(weight, bias)
 
 
@@ -131,6 +133,24 @@ def _check_scale(x, scale, zero_point):
         raise ValueError("scale must be float32 and zero_point whole numbers")
 
 
+@operator("Requantize")
+def requantize(x, multiplier, zero_point=None, *, x_zero_point=0):
+    """int16 as int8: clamp(rne(float32(x - x_zero_point) · multiplier) + zero_point).
+
+    multiplier, x's scale by that of the result, and zero_point: (), or (C,) along the last axis.
+    """
+    real = (x.astype(np.int32) - x_zero_point).astype(np.float32) * multiplier
+    return rounded(real, 0 if zero_point is None else zero_point)
+
+
+@requantize.shape
+def _(x, multiplier, zero_point=None, **_):
+    if x.dtype != np.int16:
+        raise ValueError(f"x must be int16, got {x.dtype}")
+    _check_scale(x, multiplier, zero_point)
+    return x.shape, np.int8
+
+
 @operator("QTable")
 def table(x, values):
     """values[x + 128]: any function of one int8, its table (256,) of any dtype."""
@@ -150,11 +170,12 @@ def _(x, values):
 @operator("QDense", weights=(1,))
 def dense(
     x, weight, multiplier, bias=None, table=None, *, dtype="int8", x_zero_point=0, y_zero_point=0,
-    low=-128, high=127,
+    low=-32768, high=32767,
 ):  # fmt: skip
     """Dense layer: x (..., n_in), weight (n_out, n_in) int8, bias (n_out,) int32.
 
-    As float32 the result is float32(s) · multiplier. A table (256,) is looked up last.
+    As float32 the result is float32(s) · multiplier; as int16 it has finer steps. A table (256,) is
+    looked up last, by int8.
     """
     sums = product(x.astype(np.int16).reshape(-1, x.shape[-1]) - np.int16(x_zero_point), weight.T)
     sums = sums.reshape(*x.shape[:-1], -1)
@@ -325,7 +346,7 @@ def _check_convolution(x, weight, strides, dilations, pads, groups):
 @operator("QConv", weights=(1,))
 def convolution(
     x, weight, multiplier, bias=None, table=None, *, strides=(), dilations=(), pads=(), groups=1,
-    dtype="int8", x_zero_point=0, y_zero_point=0, low=-128, high=127,
+    dtype="int8", x_zero_point=0, y_zero_point=0, low=-32768, high=32767,
 ):  # fmt: skip
     """Convolution of x (N, [height,] width, C) with weight (C_out, *kernel, C / groups).
 

@@ -15,6 +15,10 @@ _FROM_INT8, _FROM_FLOAT, _FROM_PATCHES = range(3)
 _TO = {"int32": 0, "int8": 1, "float32": 2}
 # Multiply-adds, or values of pointwise work, that a second thread must bring (waking one: 5 us).
 _THREAD_PRODUCTS, _THREAD_VALUES = 1 << 20, 1 << 16
+# As in _kernels/int16.pyx: what becomes what, and values that constants are repeated for.
+_WIDE = {("int32", "int16"): 0, ("int16", "int8"): 1, ("float32", "int16"): 2,
+         ("int16", "float32"): 3}  # fmt: skip
+_SPAN = 512
 
 
 def _threads(plan, work, unit):
@@ -122,9 +126,8 @@ def dense(node, inputs, outputs, plan):
     if layer is None:
         return None
     n, k = weight.shape
-    return [
-        _rows_call(node, x, outputs[0], layer, plan, [x.size // k, k, n], dynamic),
-    ]
+    y, calls = _sums_first(node, inputs[2], outputs[0], plan)
+    return [_rows_call(node, x, y, layer, plan, [x.size // k, k, n], dynamic), *calls]
 
 
 def _rows_call(node, x, y, layer, plan, sizes, dynamic=False):
@@ -160,6 +163,39 @@ def _bounds_of(node):
     return _bounds({"activation": "identity", **node.attributes} if dynamic else node.attributes)
 
 
+def _sums_first(node, multiplier, y, plan):
+    """Where a layer writes, and the calls that make y of that: of int16 its sums come first."""
+    if y.dtype != np.int16:
+        return y, []
+    sums = plan.scratch(4 * y.size)
+    sums.shape, sums.dtype = y.shape, np.dtype(np.int32)
+    attributes = node.attributes
+    zero_point = np.int32(attributes.get("y_zero_point", 0))
+    low, high = attributes.get("low", -32768), attributes.get("high", 32767)
+    return sums, [_wide_steps(plan, sums, multiplier.value, zero_point, y, 0, low, high)]
+
+
+def _wide_steps(plan, x, factor, zero_point, y, x_zero_point=0, low=-32768, high=32767):
+    """A call of int16.steps: factor and zero point are one for all, or one for each channel."""
+    channels = max(np.size(factor), np.size(zero_point))
+    span = channels * max(1, _SPAN // channels)
+    limits = np.iinfo(y.dtype if y.dtype.kind == "i" else np.int8)
+    return KernelCall(
+        "int16.steps",
+        [
+            x,
+            np.resize(np.broadcast_to(np.ravel(factor), channels), span).astype(np.float32),
+            np.resize(np.broadcast_to(np.ravel(zero_point), channels), span).astype(np.int32),
+            y,
+        ],
+        [
+            *(_WIDE[x.dtype.name, y.dtype.name], y.size, span, x_zero_point),
+            *(max(low, limits.min), min(high, limits.max)),
+        ],
+        threads=_threads(plan, y.size, _THREAD_VALUES),
+    )
+
+
 @lowering("QConv", "DynamicConv")
 def convolution(node, inputs, outputs, plan):
     dynamic = node.operator == "DynamicConv"
@@ -174,11 +210,12 @@ def convolution(node, inputs, outputs, plan):
         return None
     places, columns = y.size // weight.shape[0], weight.shape[0] // groups
     width = math.prod(weight.shape[1:])
+    y, rest = _sums_first(node, inputs[2], y, plan)
     calls, pictures = [], [None, None]
     if dynamic:
         x, calls, pictures = _quantized(x, plan)
     if not depthwise and not dynamic and _is_dense(x, weight, attributes, groups):
-        return [_rows_call(node, x, y, layer, plan, [places, width, columns])]
+        return [_rows_call(node, x, y, layer, plan, [places, width, columns]), *rest]
     threads = _threads(plan, y.size * width, _THREAD_PRODUCTS)
     kernel = module("int8")
     if depthwise:
@@ -203,7 +240,7 @@ def convolution(node, inputs, outputs, plan):
             threads,
         )
     )
-    return calls
+    return [*calls, *rest]
 
 
 def _is_dense(x, weight, attributes, groups):
@@ -280,8 +317,13 @@ def matmul(node, inputs, outputs, plan):
 def quantize(node, inputs, outputs, plan):
     x, scale, zero_point = _padded(inputs, 3)
     y, name = outputs[0], node.operator.lower()
+    if not _known(scale, zero_point) or not x.size:
+        return None
+    if np.int16 in (x.dtype, y.dtype):
+        zeros = 0 if zero_point is None else zero_point.value
+        return [_wide_steps(plan, x, scale.value, zeros, y)]
     wanted = (np.float32, np.int8) if name == "quantize" else (np.int8, np.float32)
-    if (x.dtype, y.dtype) != wanted or not _known(scale, zero_point) or not x.size:
+    if (x.dtype, y.dtype) != wanted:
         return None
     channels = max(scale.size, 1 if zero_point is None else zero_point.size)
     scales = np.full(channels, scale.value.ravel(), np.float32)
@@ -294,6 +336,16 @@ def quantize(node, inputs, outputs, plan):
             threads=_threads(plan, x.size, _THREAD_VALUES),
         )
     ]
+
+
+@lowering("Requantize")
+def requantize(node, inputs, outputs, plan):
+    x, multiplier, zero_point = _padded(inputs, 3)
+    if not _known(multiplier, zero_point):
+        return None
+    zeros = 0 if zero_point is None else zero_point.value
+    point = node.attributes.get("x_zero_point", 0)
+    return [_wide_steps(plan, x, multiplier.value, zeros, outputs[0], point)]
 
 
 @lowering("QTable")
