@@ -441,7 +441,26 @@ static void int8_multiply(const Job *job, int64_t first, int64_t count, int64_t 
 #define TAP_PRODUCT(x, w) ((x) * (w))
 #endif
 
-typedef int8_t i8_quarter __attribute__((vector_size(LANE_BYTES / 4)));
+/* As many bytes as there are lanes, as numbers of 32 bits. By name: GCC 12 makes a conversion of
+ * vectors one by one of 8 bytes, and a tile of 9 taps took 250 ns. */
+INLINE i32_lanes widened(const int8_t *bytes)
+{
+#if defined(__AVX512F__)
+    return (i32_lanes)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)bytes));
+#elif defined(__AVX2__)
+    return (i32_lanes)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)bytes));
+#elif defined(__SSE2__)
+    int32_t four;
+    memcpy(&four, bytes, sizeof four);
+    __m128i value = _mm_cvtsi32_si128(four);
+    value = _mm_unpacklo_epi8(value, value);
+    return (i32_lanes)_mm_srai_epi32(_mm_unpacklo_epi16(value, value), 24);
+#else
+    i32_lanes value;
+    for (int lane = 0; lane < F32_LANES; lane++) value[lane] = bytes[lane];
+    return value;
+#endif
+}
 
 /* What scratch a thread needs for rows of so many taps and channels. */
 INLINE int64_t depthwise_bytes(int64_t taps, int64_t channels)
@@ -477,11 +496,9 @@ INLINE void depthwise_tile(const int8_t *const *tap, int64_t taps, int64_t chann
             x = rest;
         }
         UNROLL for (int v = 0; v < DOT_VECTORS; v++) {
-            i8_quarter bytes;
             i32_lanes w;
-            memcpy(&bytes, x + v * F32_LANES, sizeof bytes);
             memcpy(&w, weight + v * F32_LANES, sizeof w);
-            sum[v] += TAP_PRODUCT(__builtin_convertvector(bytes, i32_lanes), w);
+            sum[v] += TAP_PRODUCT(widened(x + v * F32_LANES), w);
         }
     }
     UNROLL for (int v = 0; v < DOT_VECTORS; v++)
