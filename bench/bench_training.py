@@ -25,15 +25,18 @@ def measure(options: Options) -> dict:
 
     torch.set_num_threads(1)
     records = []
-    for part in PARTS:
-        if options.only.lower() not in part:
-            continue
+    for part in chosen(options.only):
         try:
             for seed in range(options.seeds):
                 records.append(_seed(part, seed, options.quick))
         except data.MissingData as error:
             print(f"left out: {error}", file=sys.stderr)
     return {"records": records}
+
+
+def chosen(only: str) -> list[str]:
+    """The part of this name, or else those that have it in their name."""
+    return [only] if only in PARTS else [part for part in PARTS if only.lower() in part]
 
 
 def _seed(part, seed, quick):
