@@ -114,7 +114,9 @@ def _examples(args):
     }
     if wrong := sorted(set(settings) - set(allowed)):
         words = ", ".join(f"--{name.replace('_', '-')}" for name in wrong)
-        raise ValueError(f"--scheme {args.scheme} does not take {words}")
+        others = [scheme for scheme, names in _SETTINGS.items() if {*wrong} <= {*names}]
+        hint = f": say --scheme {' or '.join(others)}" if others else ""
+        raise ValueError(f"--scheme {args.scheme} does not take {words}{hint}")
     paths = args.calibrate, args.labels
     if not allowed and any(paths):
         raise ValueError(f"--scheme {args.scheme} needs no examples")

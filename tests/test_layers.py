@@ -30,7 +30,7 @@ FLOORS = {
     "_panels": set(),
     "_dots": {"_kernels"},
     "_optimal": {"_kernels"},
-    "_screen": {"_kernels", "_panels"},
+    "_screen": {"_kernels", "_panels", "_threads"},
     "_config": {"fastvq", "_kernels", "_threads"},
     "kernels": {"_dots", "_kernels", "_optimal", "_panels", "_screen", "_threads", "_validation"},
     "entropy": {"_validation", "kernels"},
