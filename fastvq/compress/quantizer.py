@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 from fastvq import _threads
 from fastvq.compress import moments, passes, stats
 from fastvq.compress._importing import imported
-from fastvq.compress.schemes import forests, int8
+from fastvq.compress.schemes import forests, int8, int8_dynamic, int8_static
 from fastvq.runtime import CompressedModel, Graph, Value
 from fastvq.runtime.encoding import Raw, decoded
 from fastvq.runtime.measure import compare
@@ -520,13 +520,13 @@ class _Fitting:
     def _written(self, graph, integer, stored):
         granularity = self._settings.granularity
         if self._settings.activations == "dynamic":
-            return int8.dynamic(graph, integer, stored, granularity, self._known)
+            return int8_dynamic.dynamic(graph, integer, stored, granularity, self._known)
         static = self._static(graph, integer, stored)
         return static.write(self.ranges, self._settings.calibration, self._known)
 
     def _static(self, graph, integer, stored=()):
         settings = self._settings
-        return int8.Static(
+        return int8_static.Static(
             graph, integer, stored, settings.granularity, settings.skips, settings.steps
         )
 
