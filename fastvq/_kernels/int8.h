@@ -30,14 +30,15 @@ enum { CHAINS = 4 };
 /* Range of a row, zero included, in 255 steps. A row with NaN or infinity has the scale NaN. */
 INLINE RowScale row_scale(const float *row, int64_t width)
 {
-    f32_lanes low[CHAINS] = {{0}}, high[CHAINS] = {{0}}, bad[CHAINS] = {{0}};
+    f32_lanes low[CHAINS] = {{0}}, high[CHAINS] = {{0}}, bad[CHAINS] = {{0}}, zero = {0};
     int64_t f = 0;
+    OPAQUE(zero); /* GCC 12 takes x * 0 for 0, infinity or not, where it is told of the 0 */
     for (; f + CHAINS * F32_LANES <= width; f += CHAINS * F32_LANES)
         UNROLL for (int c = 0; c < CHAINS; c++) {
             f32_lanes x = f32_load(row + f + c * F32_LANES);
             low[c] = f32_min(x, low[c]);
             high[c] = f32_max(x, high[c]);
-            bad[c] = f32_lanes_multiply_add(x, (f32_lanes){0}, bad[c]); /* 0, or NaN */
+            bad[c] = f32_lanes_multiply_add(x, zero, bad[c]); /* 0, or NaN */
         }
     float least = 0, most = 0, wrong = 0;
     for (; f < width; f++) {
