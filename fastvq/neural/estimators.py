@@ -36,7 +36,7 @@ class TrainedEstimator(BaseEstimator):
         Widths of the network's layers, or the channels of its convolutions.
     max_epochs : int, default=20
     batch_size : int, default=128
-    learning_rate : float, default=1e-3
+    learning_rate : float, default=3e-3
         Of Adam, falling along a cosine to a hundredth.
     random_state : int, RandomState, Generator or None, default=None
     n_threads : int, optional
@@ -56,7 +56,7 @@ class TrainedEstimator(BaseEstimator):
     hidden: Sequence[int] = (256, 128)
     max_epochs: int = 20
     batch_size: int = 128
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-3
     random_state: Any = None
     n_threads: int | None = None
     verbose: int = 0

@@ -93,7 +93,7 @@ class Ensemble:
         if base is None:
             base = np.zeros(max(targets) + values[0].shape[1])
         feature, test = np.concatenate(features), np.concatenate(tests).astype(np.uint8)
-        small = np.min_scalar_type(-1 - int(feature.max()))  # signed, for the -1 of leaves
+        small = np.min_scalar_type(-1 - max(0, int(feature.max())))  # signed, for the -1 of leaves
         roots = np.cumsum([0, *map(len, features[:-1])])
         sets = np.frombuffer(b"".join(self._sets), np.uint8).reshape(-1, 32)
         return b.add(
