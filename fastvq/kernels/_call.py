@@ -16,8 +16,10 @@ UNSCALED = {np.dtype(np.float32): 30, np.dtype(np.float64): 200}
 # A kernel call holds Ctrl-C back: at most this many multiply-adds, some 0.02-0.2 s.
 CALL_WORK = 2_000_000_000
 CALL_ROWS = 1 << 20  # and rows, of which a call may keep a byte each
-# Below this many a second thread costs more than it brings (waking one takes about 5 us).
-THREAD_WORK = 400_000
+# Multiply-adds that are worth a thread, some 0.1 ms. Waking one takes about 5 us; but where other
+# processes want the CPUs, whoever comes last to the end of a call may be late by a scheduler's
+# slice, some 4 ms: a fit of many short calls then took ten times as long on two threads as on one.
+THREAD_WORK = 4_000_000
 CHANGED = "Input X changed while it was read"
 NO_WEIGHT = np.empty(0)
 NO_CODES = np.empty(0, np.int32)
