@@ -142,13 +142,15 @@ def gaussian_bayes(b, est, columns):
 
 @predictor(nb.MultinomialNB)
 def multinomial_bayes(b, est, columns):
-    return of_likelihoods(b, est, b.dense(columns, est.feature_log_prob_, est.class_log_prior_))
+    return of_likelihoods(
+        b, est, _compared(b, columns, est.feature_log_prob_, est.class_log_prior_)
+    )
 
 
 @predictor(nb.ComplementNB)
 def complement_bayes(b, est, columns):
     prior = est.class_log_prior_ if len(est.classes_) == 1 else None
-    return of_likelihoods(b, est, b.dense(columns, est.feature_log_prob_, prior))
+    return of_likelihoods(b, est, _compared(b, columns, est.feature_log_prob_, prior))
 
 
 @predictor(nb.BernoulliNB)
@@ -158,7 +160,13 @@ def bernoulli_bayes(b, est, columns):
         columns = Columns(b.as_real(values), columns.n)
     absent = np.log1p(-np.exp(est.feature_log_prob_))
     constant = est.class_log_prior_ + absent.sum(axis=1)
-    return of_likelihoods(b, est, b.dense(columns, est.feature_log_prob_ - absent, constant))
+    return of_likelihoods(b, est, _compared(b, columns, est.feature_log_prob_ - absent, constant))
+
+
+def _compared(b, columns, weight, constant):
+    """Likelihoods of classes, less what all have in common: it says nothing about which is larger,
+    and is so much of each that few bits would be left for what they differ in."""
+    return b.dense(columns, weight - weight.mean(axis=0), constant)
 
 
 @predictor(QuadraticDiscriminantAnalysis)
