@@ -15,7 +15,9 @@ from fastvq.runtime.registry import compiled
 
 torch = pytest.importorskip("torch", reason="pip install torch")
 
-needs_kernels = pytest.mark.skipif(not compiled(), reason="by definition NumPy runs between layers")
+needs_kernels = pytest.mark.skipif(
+    not compiled(), reason="FASTVQ_LEVEL=numpy or a build without kernels: layers run in NumPy"
+)
 
 RUN = """
 import sys, numpy, fastvq
