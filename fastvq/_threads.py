@@ -30,6 +30,8 @@ except ImportError:  # nothing is compiled: nothing runs on threads
 # OpenMP libraries end the process when they cannot start a thread: an absurd number must not.
 _MOST = 1024
 _VARIABLE = "FASTVQ_NUM_THREADS"
+# Shares of work for which the largest team is woken.
+_ENOUGH_SHARES = 4
 
 _setting: int | None = None
 _forked = False
@@ -103,6 +105,15 @@ def effective(n_threads: int | None = None) -> int:
     if _forked or not _openmp.enabled or _openmp.in_parallel():
         return 1
     return wanted
+
+
+def team(threads: int, shares: float) -> int:
+    """All of `threads` for work that is worth waking `shares` of them, or one where that is few.
+
+    Nothing between: GCC's OpenMP ends the threads that a smaller team leaves out, and a larger one
+    starts them anew. Where teams of 4 and of 2 took turns, a region took 3.5 ms in place of 0.06.
+    """
+    return threads if shares >= min(threads, _ENOUGH_SHARES) else 1
 
 
 def available_cpus() -> int:

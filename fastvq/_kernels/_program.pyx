@@ -22,6 +22,13 @@ cdef extern from * nogil:
     """
     double seconds_now()
 
+cdef extern from "habit.h" nogil:
+    ctypedef struct Habit:
+        int threads
+    void habit_begin(Habit *, int threads)
+    int habit_threads(const Habit *)
+    void habit_note(Habit *, double seconds)
+
 
 cdef class Program:
     """Calls with their operands filled in, for one arena: one thread at a time may run it.
@@ -30,10 +37,12 @@ cdef class Program:
     ----------
     steps : list of (capsule, operands, sizes, values, threads)
         An operand is an address, or None, or the number -1 - i of the i-th of what `run` is given.
+        Threads are those that the work may be worth; whether they pay is learnt (habit.h).
     """
 
     cdef Call *calls
     cdef Kernel *kernels
+    cdef Habit *habits
     cdef int n_calls, n_moving
     cdef int *moving  # (n_moving, 3): call, operand, which address
 
@@ -53,8 +62,9 @@ cdef class Program:
         self.n_moving = len(moving)
         self.calls = <Call *> calloc(self.n_calls + 1, sizeof(Call))
         self.kernels = <Kernel *> calloc(self.n_calls + 1, sizeof(Kernel))
+        self.habits = <Habit *> calloc(self.n_calls + 1, sizeof(Habit))
         self.moving = <int *> calloc(3 * self.n_moving + 1, sizeof(int))
-        if not (self.calls and self.kernels and self.moving):
+        if not (self.calls and self.kernels and self.habits and self.moving):
             raise MemoryError
         for number, triple in enumerate(moving):
             for i in range(3):
@@ -67,6 +77,7 @@ cdef class Program:
         cdef Call *call = &self.calls[number]
         self.kernels[number] = <Kernel> PyCapsule_GetPointer(capsule, KERNEL_CAPSULE)
         call.threads = threads
+        habit_begin(&self.habits[number], threads)
         for i, address in enumerate(operands):
             call.operand[i] = <void *> <uintptr_t> (address if address and address > 0 else 0)
         for i, size in enumerate(sizes):
@@ -77,6 +88,7 @@ cdef class Program:
     def __dealloc__(self):
         free(self.calls)
         free(self.kernels)
+        free(self.habits)
         free(self.moving)
 
     def bind(self, list arrays):
@@ -96,20 +108,42 @@ cdef class Program:
         seconds : (n_calls,), INOUT: the time of each call is added, where given
         """
         cdef int number, answer = 0
-        cdef double began = 0
-        cdef bint timed = seconds is not None
+        cdef double began = 0, taken
+        cdef bint timed = seconds is not None, learns
         with nogil:
             for number in range(first, last):
-                if timed:
+                learns = self.habits[number].threads > 1
+                if learns:
+                    self.calls[number].threads = habit_threads(&self.habits[number])
+                if timed or learns:
                     began = seconds_now()
                 answer = self.kernels[number](&self.calls[number])
+                if timed or learns:
+                    taken = seconds_now() - began
+                if learns:
+                    habit_note(&self.habits[number], taken)
                 if timed:
-                    seconds[number] += seconds_now() - began
+                    seconds[number] += taken
                 if answer:
                     break
         if answer:
             return number, answer
         return -1, 0
+
+
+cdef class Threads:
+    """What a call learns about its threads, for tests: see habit.h."""
+
+    cdef Habit habit
+
+    def __cinit__(self, int threads):
+        habit_begin(&self.habit, threads)
+
+    def next(self):
+        return habit_threads(&self.habit)
+
+    def note(self, double seconds):
+        habit_note(&self.habit, seconds)
 
 
 def run_once(capsule, operands, sizes, values, int threads):

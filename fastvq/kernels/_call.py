@@ -136,7 +136,7 @@ def calls(n, work, multiple=1, most=CALL_ROWS):
 
 def thread_count(n_threads, work=math.inf):
     """Threads for a call of so many multiply-adds."""
-    return int(max(1, min(_threads.effective(n_threads), work // THREAD_WORK)))
+    return _threads.team(_threads.effective(n_threads), work // THREAD_WORK)
 
 
 def workspace_for(kernel, d, dtype, threads, *sizes, function="workspace_bytes"):

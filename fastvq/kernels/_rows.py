@@ -45,7 +45,7 @@ def sums(X, codes, n_codewords, *, sample_weight=None, rows=None, n_threads=None
     d = X.shape[1]
     counts = np.zeros(n_codewords, np.int64)
     codes = as_codes(codes, source.n, counts)
-    threads = min(thread_count(n_threads, source.n * d), n_codewords)
+    threads = thread_count(n_threads, source.n * d)
     owner = equal_shares(counts, threads)
     like = np.zeros(1, precision_of(X))
     workspace = workspace_for("sums", d, like.dtype, threads)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import OrderedDict
 from collections.abc import Mapping
 from threading import Lock
 
@@ -122,18 +121,18 @@ class CompressedModel:
         threads = _threads.effective(self.n_threads if n_threads is None else n_threads)
         wanted = self._output_names if outputs is None else tuple(outputs)
         key = (*map(tuple, shapes), threads, wanted)
+        return self._plans.get(key) or self._new_plan(key, shapes, threads, wanted)
+
+    def _new_plan(self, key, shapes, threads, wanted):
+        """The plan for `key`, which takes the place of the oldest where too many are kept."""
         with self._lock:
-            plan = self._plans.get(key)
-            if plan is None:
+            if key not in self._plans:  # another thread may have made it by now
                 _check_shapes(self.graph.inputs, shapes)
                 by_name = dict(zip(self.input_names, shapes, strict=True))
-                plan = Plan(self._giving(wanted), by_name, self._packed, threads)
-                self._plans[key] = plan
-                if len(self._plans) > _KEPT_PLANS:
-                    self._plans.popitem(last=False)
-            else:
-                self._plans.move_to_end(key)
-        return plan
+                if len(self._plans) >= _KEPT_PLANS:
+                    del self._plans[next(iter(self._plans))]
+                self._plans[key] = Plan(self._giving(wanted), by_name, self._packed, threads)
+            return self._plans[key]
 
     # ---- methods by name -----------------------------------------------------------------------
 
@@ -295,7 +294,7 @@ class CompressedModel:
         self._dtypes = tuple(DTYPES[value.dtype] for value in self.graph.inputs)
         self._output_names = tuple(self.output_names)
         self._packed: dict = {}
-        self._plans: OrderedDict = OrderedDict()
+        self._plans: dict = {}
         self._lock = Lock()
 
     def _run(self, arrays, named, n_threads, outputs=None):

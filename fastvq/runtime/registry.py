@@ -17,6 +17,8 @@ from functools import cache
 from importlib import import_module
 from typing import Any, NamedTuple
 
+from fastvq import _threads
+
 __all__ = ["KernelCall", "compiled", "kernel", "lowering", "lowering_of", "module", "workers"]
 
 _MODULES = (
@@ -94,6 +96,9 @@ def module(name: str):
     return _kernels.load(name)
 
 
-def workers(plan, work: int, worth: int) -> int:
-    """How many threads to wake where `worth` is what one is woken for."""
-    return max(1, min(plan.threads, work // worth))
+def workers(plan, work: float, worth: float, tasks: int | None = None) -> int:
+    """How many threads to wake where `worth` is what one is woken for, and there are `tasks`.
+
+    A program learns whether they pay (`_kernels/habit.h`): `worth` may be little.
+    """
+    return _threads.team(plan.threads, work // worth) if tasks is None or tasks > 1 else 1

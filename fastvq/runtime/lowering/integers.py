@@ -8,7 +8,7 @@ import numpy as np
 
 from fastvq._dots import Packed
 from fastvq.runtime.definitions.integers import window
-from fastvq.runtime.registry import KernelCall, lowering, module
+from fastvq.runtime.registry import KernelCall, lowering, module, workers
 
 # As in _kernels/int8.h.
 _FROM_INT8, _FROM_FLOAT, _FROM_PATCHES = range(3)
@@ -19,10 +19,6 @@ _THREAD_PRODUCTS, _THREAD_VALUES = 1 << 20, 1 << 16
 _WIDE = {("int32", "int16"): 0, ("int16", "int8"): 1, ("float32", "int16"): 2,
          ("int16", "float32"): 3}  # fmt: skip
 _SPAN = 512
-
-
-def _threads(plan, work, unit):
-    return int(max(1, min(plan.threads, work // unit)))
 
 
 def _known(*tensors):
@@ -132,7 +128,7 @@ def dense(node, inputs, outputs, plan):
 
 def _rows_call(node, x, y, layer, plan, sizes, dynamic=False):
     m, k, n = sizes
-    threads = _threads(plan, m * n * k, _THREAD_PRODUCTS)
+    threads = workers(plan, m * n * k, _THREAD_PRODUCTS)
     size = module("int8").scratch_bytes(layer.form, m, k)
     start = _FROM_FLOAT if dynamic else _FROM_INT8
     return KernelCall(
@@ -192,7 +188,7 @@ def _wide_steps(plan, x, factor, zero_point, y, x_zero_point=0, low=-32768, high
             *(_WIDE[x.dtype.name, y.dtype.name], y.size, span, x_zero_point),
             *(max(low, limits.min), min(high, limits.max)),
         ],
-        threads=_threads(plan, y.size, _THREAD_VALUES),
+        threads=workers(plan, y.size, _THREAD_VALUES),
     )
 
 
@@ -216,7 +212,7 @@ def convolution(node, inputs, outputs, plan):
         x, calls, pictures = _quantized(x, plan)
     if not depthwise and not dynamic and _is_dense(x, weight, attributes, groups):
         return [_rows_call(node, x, y, layer, plan, [places, width, columns]), *rest]
-    threads = _threads(plan, y.size * width, _THREAD_PRODUCTS)
+    threads = workers(plan, y.size * width, _THREAD_PRODUCTS)
     kernel = module("int8")
     if depthwise:
         columns, groups = weight.shape[0], 1
@@ -262,7 +258,7 @@ def _quantized(x, plan):
         "int8.quantize_rows",
         [x, codes, scale, zero_point],
         [n, x.size // n, x.size // n],
-        threads=min(n, _threads(plan, x.size, _THREAD_VALUES)),
+        threads=workers(plan, x.size, _THREAD_VALUES, tasks=n),
     )
     return codes, [call], [scale, zero_point]
 
@@ -295,7 +291,7 @@ def matmul(node, inputs, outputs, plan):
     pairs = np.ascontiguousarray(np.stack(pairs, axis=1), np.int64)
     columns = module("int8").COLUMNS
     multiplier = np.full(-(-n // columns) * columns, attributes["multiplier"], np.float32)
-    threads = min(len(pairs), _threads(plan, len(pairs) * m * n * k, _THREAD_PRODUCTS))
+    threads = workers(plan, len(pairs) * m * n * k, _THREAD_PRODUCTS, len(pairs))
     room = module("int8").matmul_scratch(m, n, k)
     steps = [k, 1] if attributes.get("transpose_b", False) else [1, n]
     return [
@@ -333,7 +329,7 @@ def quantize(node, inputs, outputs, plan):
             f"int8_layers.{name}",
             [x, scales, zeros, y],
             [x.size // channels, channels],
-            threads=_threads(plan, x.size, _THREAD_VALUES),
+            threads=workers(plan, x.size, _THREAD_VALUES),
         )
     ]
 
@@ -353,7 +349,7 @@ def table(node, inputs, outputs, plan):
     x, values = inputs
     if values.dtype != np.int8:
         return None
-    threads = _threads(plan, x.size, _THREAD_VALUES)
+    threads = workers(plan, x.size, _THREAD_VALUES)
     return [KernelCall("int8_layers.table", [x, values, outputs[0]], [x.size], threads=threads)]
 
 
@@ -373,7 +369,7 @@ def add(node, inputs, outputs, plan):
     sizes = [y.size, ma, mb, node.attributes["shift"], za, zb]
     sizes += [node.attributes.get("y_zero_point", 0), *bounds]
     sizes += [int(t.dtype == np.int16) for t in (a, b, y)]
-    threads = _threads(plan, y.size, _THREAD_VALUES)
+    threads = workers(plan, y.size, _THREAD_VALUES)
     return [KernelCall("int8_layers.add", [a, b, y], sizes, threads=threads)]
 
 
@@ -384,7 +380,8 @@ def pool(node, inputs, outputs, plan):
     places = y.size // y.shape[-1] if y.size else 0
     if not places:
         return None
-    threads = min(places, _threads(plan, places * math.prod(kernel) * x.shape[-1], _THREAD_VALUES))
+    work = places * math.prod(kernel) * x.shape[-1]
+    threads = workers(plan, work, _THREAD_VALUES, tasks=places)
     tasks = 1 if threads == 1 else min(places, 4 * threads)
     return [
         KernelCall(
@@ -459,7 +456,7 @@ def _recurrent(node, layer, gates, x, matrices, lengths, states, outputs, plan):
         ),
     )
     kernel, projected = module("int8"), plan.scratch(4 * n * t * rows)
-    threads = _threads(plan, n * t * k * rows, _THREAD_PRODUCTS)
+    threads = workers(plan, n * t * k * rows, _THREAD_PRODUCTS)
     size = kernel.scratch_bytes(projection.form, n * t, k)
     project = KernelCall(
         "int8.rows",
@@ -469,7 +466,7 @@ def _recurrent(node, layer, gates, x, matrices, lengths, states, outputs, plan):
         threads,
     )
     kernel = module("int8_recurrent")
-    threads = _threads(plan, n * t * units * rows, _THREAD_PRODUCTS)
+    threads = workers(plan, n * t * units * rows, _THREAD_PRODUCTS)
     block = min(kernel.block_rows, max(1, -(-n * directions // threads)))
     tasks = directions * -(-n // block)
     room = kernel.recur_scratch(of_state.packed.form, block, units, gates)
@@ -486,6 +483,6 @@ def _recurrent(node, layer, gates, x, matrices, lengths, states, outputs, plan):
             *(int(lengths is not None and lengths.dtype == np.int64), room),
             of_state.packed.form,
         ],
-        threads=min(threads, tasks),
+        threads=threads if tasks > 1 else 1,
     )
     return [project, recur]

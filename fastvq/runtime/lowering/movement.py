@@ -12,7 +12,7 @@ import numpy as np
 
 from fastvq.runtime.definitions import movement as definitions
 from fastvq.runtime.lowering.codes import can_take, taken_codes
-from fastvq.runtime.registry import KernelCall, lowering
+from fastvq.runtime.registry import KernelCall, lowering, workers
 
 _RANK = 8  # axes that the kernel knows
 _TASK_BYTES = 1 << 16  # of a task: a thread asks for the next while it writes some 5 us
@@ -123,7 +123,7 @@ def _copied(x, y, shape, from_x, plan, to_y=None, x_start=0, y_start=0):
             "movement.copy",
             [x, y],
             [x.dtype.itemsize, *shape, *from_x, *to_y, x_start, y_start, task_planes, task_rows],
-            threads=_threads(math.prod(shape) * x.dtype.itemsize, tasks, plan),
+            threads=workers(plan, math.prod(shape) * x.dtype.itemsize, _THREAD_BYTES, tasks=tasks),
         )
     ]
 
@@ -156,10 +156,6 @@ def _planes(axes):
 def _strides(shape):
     """Steps between neighbours along each axis, in values."""
     return [math.prod(shape[i + 1 :]) for i in range(len(shape))]
-
-
-def _threads(nbytes, tasks, plan):
-    return max(1, min(plan.threads, tasks, nbytes // _THREAD_BYTES))
 
 
 # ---- along an axis -------------------------------------------------------------------------------
@@ -213,7 +209,7 @@ def _taken(x, shape, indices, y, axis, count, plan, itemsize=4):
         "movement.take",
         [x, indices, y],
         [outer, length, count, inner, indices.dtype.itemsize, task],
-        threads=_threads(outer * count * inner, -(-outer * count // task), plan),
+        threads=workers(plan, outer * count * inner, _THREAD_BYTES, -(-outer * count // task)),
         failure=lambda answer: IndexError(
             f"index number {answer - 1} is out of range for axis {axis} of {shape}"
         ),
@@ -229,5 +225,7 @@ def _blended(x, shape, at, weights, y, axis, plan):
         "movement.blend",
         [x, np.ascontiguousarray(at), np.ascontiguousarray(weights, np.float32), y],
         [outer, shape[axis], count, inner, taps, task],
-        threads=_threads(4 * outer * count * inner * taps, -(-outer * count // task), plan),
+        threads=workers(
+            plan, 4 * outer * count * inner * taps, _THREAD_BYTES, -(-outer * count // task)
+        ),
     )

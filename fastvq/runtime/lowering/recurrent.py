@@ -80,7 +80,7 @@ def _layer(
             *(layer, n, t, units, directions, gates, direction == "reverse", block),
             lengths is not None and lengths.dtype == np.int64,
         ],
-        threads=min(threads, tasks) or 1,
+        threads=threads if tasks > 1 else 1,
     )
     return [project, recur]
 

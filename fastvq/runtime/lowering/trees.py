@@ -3,7 +3,7 @@
 import numpy as np
 
 from fastvq.runtime.definitions.trees import ABOVE, AGGREGATES, CATEGORY, EQUAL, Forest
-from fastvq.runtime.registry import KernelCall, lowering
+from fastvq.runtime.registry import KernelCall, lowering, workers
 
 _NODE = np.dtype([("threshold", np.float32), ("word", np.uint32)])
 _WALKS, _KIND_BITS = 8, 2  # as in trees.h
@@ -33,7 +33,7 @@ def tree_ensemble(node, inputs, outputs, plan):
     room = -(-groups * (row_bytes + _WALKS * 8 * n_outputs) // 64) * 64
     blocks = -(-n // (groups * _WALKS))
     seconds = n * packed.steps * _STEP_SECONDS
-    threads = max(1, min(plan.threads, blocks, int(seconds / _THREAD_SECONDS)))
+    threads = workers(plan, seconds, _THREAD_SECONDS, tasks=blocks)
     aggregate = AGGREGATES.index(node.attributes.get("aggregate", "sum"))
     return [
         KernelCall(

@@ -1,0 +1,84 @@
+/* Whether a call of a program runs on its team of threads or on one: learnt from its own times.
+ *
+ * A team that still spins from the call before is there in 2 us. One that sleeps takes 50 to 100,
+ * and where another process holds its CPU, some milliseconds. No amount of work tells which it will
+ * be, so a call goes on as it is used to and now and then tries the other way twice: once for the
+ * team to wake, once for the time. What a trial cost beyond the usual has to be earned again
+ * HABIT_CARE times over before the next.
+ *
+ * Bits do not depend on it: kernels give the same at any number of threads.
+ */
+#ifndef FASTVQ_HABIT_H
+#define FASTVQ_HABIT_H
+
+/* Calls from one trial to the next: at first, and at most. */
+enum { HABIT_SOON = 8, HABIT_SELDOM = 1 << 16, HABIT_CARE = 50 };
+
+/* Seconds of work, a team's times added up, beyond which threads pay without a trial. */
+#define HABIT_SURE 1e-3
+
+/* Part of the usual time by which it may grow before the other way is tried anew. */
+#define HABIT_GROWTH 1.5
+
+typedef struct {
+    int threads;    /* of the team; 1: nothing to learn */
+    int alone;      /* what is usual now */
+    int trying;     /* calls left of a trial */
+    long left;      /* usual calls until the next one */
+    long rest;      /* usual calls between two of them */
+    double usual;   /* seconds, a mean that forgets, half deaf to outliers */
+    double settled; /* the usual at the last trial */
+    double cost;    /* seconds of this trial */
+    double fastest; /* seconds of the team's best run */
+} Habit;
+
+static inline void habit_begin(Habit *habit, int threads)
+{
+    const Habit fresh = {.threads = threads, .left = 1, .rest = HABIT_SOON, .fastest = 1e9};
+    *habit = fresh;
+}
+
+/* Threads for the next call. */
+static inline int habit_threads(const Habit *habit)
+{
+    return habit->alone != (habit->trying > 0) ? 1 : habit->threads;
+}
+
+static inline void habit_end_trial(Habit *habit, double seconds)
+{
+    const double loss = habit->cost / habit->usual - 2;
+    double rest = 2.0 * habit->rest;
+    if (seconds < habit->usual) {
+        habit->alone = !habit->alone;
+        habit->usual = seconds;
+        rest = HABIT_SOON;
+    }
+    rest = rest > HABIT_CARE * loss ? rest : HABIT_CARE * loss;
+    habit->rest = rest < HABIT_SELDOM ? (long)rest : HABIT_SELDOM;
+    habit->left = habit->rest;
+    habit->settled = habit->usual;
+}
+
+/* Take note of what that call took. */
+static inline void habit_note(Habit *habit, double seconds)
+{
+    if (habit_threads(habit) > 1 && seconds < habit->fastest)
+        habit->fastest = seconds;
+    if (habit->trying) {
+        habit->cost += seconds;
+        if (--habit->trying == 0)
+            habit_end_trial(habit, seconds);
+        return;
+    }
+    if (!habit->usual)
+        habit->usual = habit->settled = seconds;
+    habit->usual += ((seconds < 2 * habit->usual ? seconds : 2 * habit->usual) - habit->usual) / 8;
+    if (habit->usual > HABIT_GROWTH * habit->settled && habit->left > HABIT_SOON)
+        habit->left = HABIT_SOON;
+    if (--habit->left <= 0 && habit->fastest * habit->threads < HABIT_SURE) {
+        habit->trying = 2;
+        habit->cost = 0;
+    }
+}
+
+#endif
