@@ -206,6 +206,17 @@ class TestEmptyCodewords:
         vq = VectorQuantizer(30, init=start).fit(blobs)
         assert vq.counts_.all() and np.abs(vq.codebook_).max() < 100
 
+    def test_a_single_one_goes_where_it_lowers_the_inertia_most(self):
+        """Not to one of the many rows that are as far from their codeword as noise is."""
+        rng = np.random.RandomState(0)
+        centres = rng.normal(scale=20, size=(30, 16)).astype(np.float32)
+        centres[1] = centres[0] + 2  # 8 away from it
+        X = np.repeat(centres, 200, axis=0) + rng.normal(size=(6000, 16)).astype(np.float32)
+        start = centres.copy()
+        start[0], start[1] = (centres[0] + centres[1]) / 2, 1e4
+        good = VectorQuantizer(30, init=centres).fit(X)
+        assert VectorQuantizer(30, init=start).fit(X).inertia_ < 1.001 * good.inertia_
+
     @pytest.mark.parametrize("tol", [0, 1e-4])
     @pytest.mark.parametrize("dtype", [np.float32, np.float64])
     def test_duplicates_are_no_endless_loop(self, tol, dtype):

@@ -21,7 +21,7 @@ from fastvq._validation import allocate
 from fastvq.vq._plans import PlainAssigner, choose
 from fastvq.vq._probes import ProbingAssigner
 from fastvq.vq._rows import spans
-from fastvq.vq._seeding import draw_by_potential, seed
+from fastvq.vq._seeding import draw_by_potential, most_useful, seed
 
 __all__ = ["Outcome", "Settings", "fit_rows", "step"]
 
@@ -37,6 +37,9 @@ _SAMPLE_TOL = 3e-3
 _PATIENCE = 10
 _DEAD_SHARE = 0.01
 _DEAD_AFTER = 10
+
+# So many places at least are looked at where codewords without rows are moved.
+_FEW_TO_MOVE = 16
 
 _BLOCK_ROWS = 1 << 16
 _DISTINCT_BYTES = 1 << 17
@@ -156,17 +159,20 @@ def _settled(rows, codes, previous, history, tol, n_codewords):
 def _badly_served(rows, distances, count):
     """Rows to move `count` codewords to: distinct, and far from their codewords where many are.
 
-    At equal steps of the accumulated potential w·D², as a k-means++ draw without chance would be.
-    The farthest rows instead often lie close together: with half of the codewords to move, that
-    ended in inertias 4 to 50 % higher (photographs, digits, blobs, heavy tails). Fewer rows than
-    asked for where not so many lie off their codewords.
+    From equal steps of the accumulated potential w·D², as a k-means++ draw without chance would
+    be. The farthest rows instead often lie close together: with half of the codewords to move, that
+    ended in inertias 4 to 50 % higher (photographs, digits, blobs, heavy tails). Where few are to
+    be moved there are several steps for each, and the row is taken that lowers the inertia most, as
+    greedy k-means++ does. Fewer rows than asked for where not so many lie off their codewords.
     """
     if not rows.inertia(distances) > 0:
         return rows.take(np.empty(0, np.intp))
-    steps = (np.arange(count) + 0.5) / count
-    values = rows.take(np.unique(draw_by_potential(steps, rows, distances)))
+    steps = max(count, _FEW_TO_MOVE)
+    drawn = draw_by_potential((np.arange(steps) + 0.5) / steps, rows, distances)
+    values = rows.take(np.unique(drawn))
     _, first = np.unique(values, axis=0, return_index=True)
-    return values[np.sort(first)]
+    values = values[np.sort(first)]
+    return values if len(values) <= count else most_useful(rows, values, distances, count)
 
 
 # ---- growing samples ----------------------------------------------------------------------

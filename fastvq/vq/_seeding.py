@@ -140,6 +140,19 @@ def _greedy(rows, n_codewords, rng):
     return codebook
 
 
+def most_useful(rows, candidates, closest, count):
+    """`count` of the candidates: each lowers the potential most, after those before it."""
+    closest, nearest = closest.copy(), np.zeros(len(rows), np.int32)
+    nearer = np.empty((-(-len(candidates) // 8), len(rows)), np.uint8)
+    chosen = []
+    for i in range(count):
+        gains = rows.seed_gains(candidates, closest, None, None, nearer)
+        best = int(np.argmax(gains))
+        chosen.append(best)
+        rows.seed_update(candidates[best], closest, nearer[best // 8], best % 8, nearest, i)
+    return candidates[chosen]
+
+
 def _reach(rows, candidates, codebook, nearest, closest):
     """For each codeword, the distance up to which its rows have no nearer candidate, squared.
 
