@@ -9,7 +9,13 @@ from sklearn.datasets import load_digits, make_blobs
 
 from fastvq import _screen, _threads, kernels
 from fastvq.vq import VectorQuantizer, _plans
-from fastvq.vq._plans import BoundedAssigner, PlainAssigner, ScreenedAssigner, choose
+from fastvq.vq._plans import (
+    BoundedAssigner,
+    BoxedAssigner,
+    PlainAssigner,
+    ScreenedAssigner,
+    choose,
+)
 from fastvq.vq._rows import Rows
 
 
@@ -69,7 +75,19 @@ def two_groups(dtype):
     return X.astype(dtype)
 
 
-DATA = [digits, blobs, white, decaying_spectrum, tight_ties, far_from_origin, two_groups]
+def colours(dtype):
+    """Few features, values repeated, and codewords that lie close together."""
+    rng = np.random.RandomState(4)
+    return np.rint(rng.gamma(2, 20, (3000, 3)) @ rng.rand(3, 3)).astype(dtype)
+
+
+def plane(dtype):
+    X = np.random.RandomState(5).standard_normal((3001, 2)) * [100, 1e-3] + [0, 5]
+    return X.astype(dtype)
+
+
+FEW_FEATURES = [colours, plane, tight_ties]
+DATA = [*FEW_FEATURES, digits, blobs, white, decaying_spectrum, far_from_origin, two_groups]
 each_kind = pytest.mark.parametrize("make", DATA, ids=lambda make: make.__name__)
 
 
@@ -94,6 +112,8 @@ def lloyd(rows, codebook, *plans, n_iter=12):
 
 def all_plans(rows):
     plans = [PlainAssigner(rows), BoundedAssigner(rows)]
+    if rows.n_features <= 12:
+        plans.append(BoxedAssigner(rows))
     if rows.dtype == np.float32 and rows.n_features >= _screen.FEATURES:
         sample = rows.take(np.arange(0, len(rows), 3))
         plans.append(ScreenedAssigner(rows, _screen.Directions(sample)))
@@ -109,13 +129,14 @@ def test_same_bits_in_every_iteration(make, dtype):
     X = make(dtype)
     rows = Rows(X, dtype=dtype)
     plans = all_plans(rows)
-    assert len(plans) == (3 if dtype == "float32" and X.shape[1] == 64 else 2)
+    screened = dtype == "float32" and X.shape[1] == 64
+    assert len(plans) == 2 + screened + (X.shape[1] <= 12)
     _, changes = lloyd(rows, some_of(X, 40), *plans)
     assert changes >= 5  # else the iterations would repeat the first
 
 
 @pytest.mark.parametrize("threads", [1, 5])
-@pytest.mark.parametrize("make", [digits, decaying_spectrum])
+@pytest.mark.parametrize("make", [digits, decaying_spectrum, colours])
 def test_subsets_weights_and_threads(make, threads):
     X = make("float32")
     weight = np.random.RandomState(4).uniform(0, 2, len(X))
@@ -128,14 +149,15 @@ def test_subsets_weights_and_threads(make, threads):
     assert_same_bits(lloyd(alone, codebook, *all_plans(alone))[0], last)
 
 
+@pytest.mark.parametrize("make", [digits, tight_ties])
 @pytest.mark.parametrize("dtype", ["uint8", "int8", "float16"])
-def test_other_types_of_rows(dtype):
-    X = digits("float32").astype(dtype)
+def test_other_types_of_rows(make, dtype):
+    X = make("float32").astype(dtype)
     rows = Rows(np.asfortranarray(X), dtype=np.float32)
     lloyd(rows, some_of(X, 40).astype(np.float32), *all_plans(rows))
 
 
-@pytest.mark.parametrize("make", [digits, two_groups, tight_ties])
+@pytest.mark.parametrize("make", [digits, two_groups, *FEW_FEATURES])
 def test_codewords_that_jump(make):
     """Codewords come from nowhere, double another, leave for good and come back, as they do when
     empty ones are seeded again: bounds must not outlive what they were made for."""
@@ -215,6 +237,19 @@ def test_bounds_with_pauses_of_every_length(monkeypatch):
     X = digits("float32")
     rows = Rows(X, dtype=np.float32)
     lloyd(rows, some_of(X, 40), PlainAssigner(rows), BoundedAssigner(rows), n_iter=30)
+
+
+def test_boxes_replace_assigning_and_give_way_where_they_do_not_pay(assigned, monkeypatch):
+    X = colours("float32")
+    rows = Rows(X, dtype=np.float32)
+    monkeypatch.setattr(_plans, "perf_counter", lambda: 0)
+    lloyd(rows, some_of(X, 40), BoxedAssigner(rows), n_iter=12)
+    assert len(assigned) <= _plans._BEFORE_BOXES
+    del assigned[:]
+    clock = itertools.count()
+    monkeypatch.setattr(_plans, "perf_counter", lambda: next(clock) ** 2)
+    lloyd(rows, some_of(X, 40), PlainAssigner(rows), BoxedAssigner(rows), n_iter=20)
+    assert len(assigned) > 20 + _plans._BEFORE_BOXES
 
 
 def test_screening_replaces_assigning(assigned):

@@ -9,6 +9,7 @@ NaN, infinity and values too large to square are found while packing and raise V
 """
 
 from fastvq.kernels._assign import assign, assign_screened, assign_two, distances, pairwise, project
+from fastvq.kernels._boxes import Boxes
 from fastvq.kernels._call import thread_count
 from fastvq.kernels._codebook import Prepared, prepare, widened
 from fastvq.kernels._coding import pack_codes, rans_decode, rans_encode, symbol_counts, unpack_codes
@@ -54,6 +55,7 @@ from fastvq.kernels._stages import (
 )
 
 __all__ = [
+    "Boxes",
     "Coded",
     "Int8Weight",
     "JoinedCodebooks",

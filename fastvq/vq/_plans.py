@@ -8,17 +8,21 @@ plan is the quicker one may be found by timing.
 Bounds between iterations (Hamerly 2010): a row stays with its codeword as long as that is nearer
 than a lower bound of the distance to all others, which shrinks by how far those have moved.
 
+Boxes: rows of few features lie in boxes of neighbours, and are compared with the codewords that
+their box does not rule out; see fastvq/_kernels/boxes.h.
+
 Screening: the leading coordinates of all rows are kept, and the code of the iteration before is
 the first guess; see fastvq/_kernels/screen.pyx.
 """
 
+import math
 from time import perf_counter
 
 import numpy as np
 
 from fastvq import _screen, kernels
 
-__all__ = ["BoundedAssigner", "PlainAssigner", "ScreenedAssigner", "choose"]
+__all__ = ["BoundedAssigner", "BoxedAssigner", "PlainAssigner", "ScreenedAssigner", "choose"]
 
 # Screening is tried from this much work an iteration on, on this many rows a thread.
 _SCREEN_WORK = 500_000_000
@@ -29,6 +33,13 @@ _MOSTLY = 0.7
 _GLANCE = 64
 # Codewords from which a pass over the rows to see which are in doubt is little beside assigning.
 _BOUNDED_CODEWORDS = 32
+# Bytes of a row that are copied into boxes: with all else a fit keeps, 32 a row. In more features
+# than these are, a box rules out little.
+_BOXED_BYTES = 16
+_BOXED_ROWS = 10_000
+# Making boxes takes as long as some iterations: a fit that is soon done does without.
+_BEFORE_BOXES = 4
+_MOST_SLOW = 3
 
 
 def choose(rows, codebook):
@@ -42,7 +53,9 @@ def choose(rows, codebook):
         if directions.worth_trying and _screening_wins(rows, codebook, directions):
             return ScreenedAssigner(rows, directions)
     if len(codebook) >= _BOUNDED_CODEWORDS:
-        return BoundedAssigner(rows)
+        fits = rows.n_features * rows.dtype.itemsize <= _BOXED_BYTES
+        boxed = fits and complete and _BOXED_ROWS <= len(rows) < 2**31
+        return BoxedAssigner(rows) if boxed else BoundedAssigner(rows)
     return PlainAssigner(rows)
 
 
@@ -137,6 +150,37 @@ class BoundedAssigner(PlainAssigner):
             for span in _spans(len(rows))
         ]
         return np.concatenate(parts)
+
+
+class BoxedAssigner(BoundedAssigner):
+    """Assigns rows of few features box by box, once a fit has lasted for some iterations.
+
+    In place of bounds it then keeps the rows in the order of their boxes, and that order: 4 bytes a
+    row and feature, 8 in float64, and 4 a row.
+    """
+
+    def __init__(self, rows):
+        super().__init__(rows)
+        self._boxes = None
+        self._left = _BEFORE_BOXES  # iterations until there are boxes
+        self._slow = 0  # of them in a row that took longer than assigning all rows
+
+    def step(self, codebook):
+        if self._left:
+            self._left -= 1
+            return super().step(codebook)
+        if self._rows.prepare(codebook).scale != 1:
+            return PlainAssigner.step(self, codebook)
+        if self._boxes is None:
+            self._codebook = self._lower = None
+            self._boxes = self._rows.boxes(self._codes)
+        began = perf_counter()
+        self._boxes.assign(codebook, self._codes, self._distances)
+        self._slow = self._slow + 1 if perf_counter() - began > self._full_seconds else 0
+        if self._slow == _MOST_SLOW:  # these boxes rule out too little
+            self._boxes, self._left = None, math.inf
+            self._lower = np.empty(len(self._rows), self._rows.dtype)
+        return self._codes, self._distances
 
 
 class ScreenedAssigner(PlainAssigner):

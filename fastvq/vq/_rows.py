@@ -255,6 +255,11 @@ class Rows:
         out[...] = squared
         return out
 
+    def boxes(self, codes):
+        """The rows in boxes of neighbours, first grouped by these codes."""
+        X = self.X if self.rows is None else self.take(slice(None))
+        return kernels.Boxes(X, codes, dtype=self.dtype, n_threads=self.n_threads)
+
     def sums(self, codes, n_codewords):
         """Weighted sum (k, d) and weight (k,) of the rows of each codeword, float64."""
         return self._sums(codes, n_codewords, self.weight)

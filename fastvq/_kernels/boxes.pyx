@@ -1,0 +1,159 @@
+"""Nearest codewords of rows that lie together in boxes: see boxes.h for what a box rules out.
+
+Rows are compared with the few candidates of their box, by the definition (assign.pyx).
+"""
+
+from cython.parallel cimport prange, threadid
+from libc.math cimport INFINITY
+from libc.stdint cimport int32_t, int64_t, uint8_t
+from libc.string cimport memcpy
+
+from fastvq._kernels.rows cimport Rows, pack_block, real, rows_of
+
+cdef extern from "boxes.h" nogil:
+    enum:
+        MOST_ROWS
+    Py_ssize_t f32_block_rows(Py_ssize_t)
+    Py_ssize_t f64_block_rows(Py_ssize_t)
+    Py_ssize_t f32_box_step()
+    Py_ssize_t f64_box_step()
+    Py_ssize_t f32_box_candidates(
+        const float *, Py_ssize_t, Py_ssize_t, Py_ssize_t, const float *, const float *, float *,
+        int32_t *)
+    Py_ssize_t f64_box_candidates(
+        const double *, Py_ssize_t, Py_ssize_t, Py_ssize_t, const double *, const double *, double *,
+        int32_t *)
+    void f32_direct(const float *, const float *, Py_ssize_t, Py_ssize_t, float *, int32_t *)
+    void f64_direct(const double *, const double *, Py_ssize_t, Py_ssize_t, double *, int32_t *)
+
+cdef extern from "pair.h" nogil:
+    enum:
+        IN_ORDER
+
+cdef enum:
+    TASK_BOXES = 16  # that a thread takes at a time
+
+
+def block_rows(Py_ssize_t d, int itemsize):
+    """Rows that are compared with a codeword at once."""
+    return f32_block_rows(d) if itemsize == 4 else f64_block_rows(d)
+
+
+def most_features():
+    """Up to which a distance is one sum with the features in order, as `distances` has it."""
+    return IN_ORDER
+
+
+def step(int itemsize):
+    """What the number of codewords is filled up to a multiple of."""
+    return f32_box_step() if itemsize == 4 else f64_box_step()
+
+
+cdef inline Py_ssize_t rows_at_once(Py_ssize_t d, real like) noexcept nogil:
+    return f32_block_rows(d) if real is float else f64_block_rows(d)
+
+
+cdef inline Py_ssize_t padded(Py_ssize_t nbytes) noexcept nogil:
+    return (nbytes + 63) // 64 * 64
+
+
+def workspace_bytes(Py_ssize_t d, int itemsize, Py_ssize_t k):
+    """Scratch memory of one thread: distances, candidates and their codewords, rows packed."""
+    return (padded(k * itemsize) + padded(k * 4) + padded(k * d * itemsize)
+            + padded(block_rows(d, itemsize) * d * itemsize))
+
+
+def enclose(
+    tuple source, const int64_t[::1] starts,  # IN (n + 1,): box b has positions starts[b] .. [b+1]
+    real[:, ::1] centres, real[:, ::1] reaches,  # OUT (n, d)
+    uint8_t[:, ::1] workspace, int n_threads,
+):
+    """Boxes around rows that are known to be finite."""
+    cdef Rows rows = rows_of(source)
+    cdef Py_ssize_t n = centres.shape[0], b
+    with nogil:
+        for b in prange(n, schedule="dynamic", chunksize=TASK_BOXES, num_threads=n_threads):
+            enclose_box(&rows, starts[b], starts[b + 1], &centres[b, 0], &reaches[b, 0],
+                        <real *> &workspace[threadid(), 0])
+
+
+cdef void enclose_box(
+    const Rows *rows, Py_ssize_t start, Py_ssize_t stop, real *centre, real *reach, real *block,
+) noexcept nogil:
+    """The reach is rounded up."""
+    cdef Py_ssize_t d = rows.n_features, width = rows_at_once(d, <real> 0), f, r, b, first, count
+    cdef real eps = 1.2e-7 if real is float else 2.3e-16
+    cdef real least
+    for f in range(d):
+        centre[f], reach[f] = INFINITY, -INFINITY  # the least and the largest value, for now
+    for b in range((stop - start + width - 1) // width):
+        first = start + b * width
+        count = min(width, stop - first)
+        pack_block(rows, first, count, width, block)
+        for f in range(d):
+            for r in range(count):
+                centre[f] = min(centre[f], block[f * width + r])
+                reach[f] = max(reach[f], block[f * width + r])
+    for f in range(d):
+        least = centre[f]
+        centre[f] = least / 2 + reach[f] / 2
+        reach[f] = max(reach[f] - centre[f], centre[f] - least) * (1 + 4 * eps)
+
+
+def assign(
+    tuple source, const int64_t[::1] starts,  # IN: rows of the boxes, as for `enclose`
+    const real[:, ::1] centres, const real[:, ::1] reaches,  # IN
+    Py_ssize_t first_box, Py_ssize_t last_box,  # the boxes to be done
+    const real[:, ::1] codebook,  # IN (k, d)
+    const real[:, ::1] features,  # IN (d, k filled up to a multiple of `step`): the same
+    const int32_t[::1] order,  # IN: the place in `codes` of each position
+    int32_t[::1] codes,  # OUT
+    real[::1] distances,  # OUT: |x - c|^2, features added in order
+    uint8_t[:, ::1] workspace, int n_threads,
+):
+    """Codes of all rows of the boxes; how many candidates their boxes had, in all rows' total."""
+    cdef Rows rows = rows_of(source)
+    cdef Py_ssize_t b, compared = 0
+    with nogil:
+        for b in prange(first_box, last_box, schedule="dynamic", chunksize=TASK_BOXES,
+                        num_threads=n_threads):
+            compared += assign_box(
+                &rows, starts[b], starts[b + 1], &centres[b, 0], &reaches[b, 0],
+                &codebook[0, 0], codebook.shape[0], &features[0, 0], features.shape[1], &order[0], &codes[0],
+                &distances[0], &workspace[threadid(), 0])
+    return compared
+
+
+cdef Py_ssize_t assign_box(
+    const Rows *rows, Py_ssize_t start, Py_ssize_t stop, const real *centre, const real *reach,
+    const real *codebook, Py_ssize_t n, const real *features, Py_ssize_t k,
+    const int32_t *order, int32_t *codes, real *distances, uint8_t *scratch,
+) noexcept nogil:
+    cdef Py_ssize_t d = rows.n_features, i, r, b, first, count, n_candidates
+    cdef Py_ssize_t width = rows_at_once(d, <real> 0)
+    cdef real *far = <real *> scratch
+    cdef int32_t *candidates = <int32_t *> (scratch + padded(k * sizeof(real)))
+    cdef real *chosen = <real *> (<uint8_t *> candidates + padded(k * 4))
+    cdef real *block = <real *> (<uint8_t *> chosen + padded(k * d * sizeof(real)))
+    cdef real best[MOST_ROWS]
+    cdef int32_t code[MOST_ROWS]
+    if real is float:
+        n_candidates = f32_box_candidates(
+            features, k, n, d, centre, reach, far, candidates)
+    else:
+        n_candidates = f64_box_candidates(
+            features, k, n, d, centre, reach, far, candidates)
+    for i in range(n_candidates):
+        memcpy(chosen + i * d, codebook + candidates[i] * d, d * sizeof(real))
+    for b in range((stop - start + width - 1) // width):
+        first = start + b * width
+        count = min(width, stop - first)
+        pack_block(rows, first, count, width, block)
+        if real is float:
+            f32_direct(block, chosen, n_candidates, d, best, code)
+        else:
+            f64_direct(block, chosen, n_candidates, d, best, code)
+        for r in range(count):
+            codes[order[first + r]] = candidates[code[r]]
+            distances[order[first + r]] = best[r]
+    return n_candidates * (stop - start)
