@@ -53,6 +53,15 @@ def scaled_tail(t):
     return mp.exp(z * z / 2) * mp.erfc(z / mp.sqrt(2)) / 2 / t
 
 
+def normal_slope(w):
+    """z / (2p - 1), where w = -log(4p (1 - p)) and Φ(z) = p."""
+    if not w:
+        return mp.sqrt(mp.pi / 2)
+    with mp.workdps(160):
+        x = mp.sqrt(-mp.expm1(-w))
+        return mp.sqrt(2) * mp.erfinv(x) / x
+
+
 def past(terms, function, x):
     """(function(x) - its first terms) / x^n, by its series where the difference would cancel."""
     n = len(terms)
@@ -84,9 +93,53 @@ def main():
             scaled_tail, lambda t: 1 / scaled_tail(t), 9, mpf(4) / 19, 1
         ),
     }
+    show(fits, 9, "f")
+    show(wide_fits(), 17, "")
+    with mp.workdps(100):
+        bits = int(mp.floor(2 / mp.pi * mpf(2) ** 224))
+    print("2 / π:", ", ".join(hex(bits >> 32 * i & 0xFFFFFFFF) for i in reversed(range(7))))
+
+
+def wide_fits():
+    """For functions_wide.h, in float64, whose results are rounded to float32."""
+    far = lambda t: normal_slope(t**-2) * t  # noqa: E731
+    return {
+        name: remez(quotient(function, *terms), lambda u: 1, degree, 0, high)
+        for name, function, terms, degree, high in [
+            ("(sin r - r) / r³ of u = r²", mp.sin, (1, 3), 4, (mp.pi / 4) ** 2),
+            ("(cos r - 1 + r²/2) / r⁴", mp.cos, (2, 4), 3, (mp.pi / 4) ** 2),
+            ("(atan r - r) / r³", mp.atan, (1, 3), 12, 1),
+            ("(asin r - r) / r³", mp.asin, (1, 3), 7, mpf(1) / 4),
+            ("(atanh r - r) / r³", mp.atanh, (1, 3), 3, (mp.sqrt(2) - 1) ** 4),
+        ]
+    } | {
+        "(exp r - 1 - r) / r²": remez(
+            lambda r: past([1, 1], mp.exp, r), lambda r: 1, 6, -mp.log(2) / 2, mp.log(2) / 2
+        ),
+        "normal_slope(w), relative": remez(normal_slope, lambda w: 1 / normal_slope(w), 10, 0, 6),
+        "t normal_slope(t^-2), relative": remez(
+            far, lambda t: 1 / far(t), 11, 1 / mpf(10.3), 1 / mp.sqrt(6)
+        ),
+    }
+
+
+def quotient(function, last, power):
+    """(function(r) - its series up to r^last) / r^power as a function of r²."""
+    series = mp.taylor(function, 0, power)[: last + 1]
+
+    def value(u):
+        r = mp.sqrt(u)
+        if r < mpf(10) ** -5:
+            return mp.taylor(function, 0, power)[power]
+        return (function(r) - mp.polyval(series[::-1], r)) / r**power
+
+    return value
+
+
+def show(fits, digits, suffix):
     for name, (coefficients, error) in fits.items():
         print(name, mp.nstr(error, 3))
-        print("   ", ", ".join(f"{mp.nstr(c, 9)}f" for c in coefficients))
+        print("   ", ", ".join(f"{mp.nstr(c, digits)}{suffix}" for c in coefficients))
 
 
 if __name__ == "__main__":

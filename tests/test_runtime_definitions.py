@@ -1,6 +1,7 @@
 """Definitions of pointwise, reducing and recurrent operators: shape rules, edges, onnxruntime."""
 
 import math
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -48,6 +49,16 @@ def test_unknown_functions_are_refused():
     refused("no function 'no'", "Unary", X, function="no")
     refused("no function 'no'", "Binary", X, X, function="no")
     refused("no function 'no'", "Reduce", X, function="no")
+
+
+@pytest.mark.parametrize(("dtype", "error"), [(np.float32, 1.2e-7), (np.float64, 1e-12)])
+def test_quantiles_of_the_normal_distribution(dtype, error):
+    p = np.concatenate([np.linspace(0.001, 0.999, 999), np.logspace(-44, -3, 301)]).astype(dtype)
+    expected = np.array([NormalDist().inv_cdf(v) for v in p.astype(float)])
+    np.testing.assert_allclose(functions.normal_quantile(p), expected, rtol=error, atol=1e-16)
+    with np.errstate(all="ignore"):
+        edges = functions.normal_quantile(np.array([0, 0.5, 1, -1, 2, np.inf, np.nan], dtype))
+    np.testing.assert_array_equal(edges, [-np.inf, 0, np.inf, *[np.nan] * 4])
 
 
 @pytest.mark.parametrize(("dtype", "error"), [(np.float32, 1.2e-7), (np.float64, 1e-13)])

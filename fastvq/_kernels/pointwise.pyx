@@ -15,6 +15,12 @@ cdef extern from "functions.h" nogil:
     const char *function_names[1]
     void apply(int function, const float *x, float *y, Py_ssize_t n, float alpha, float beta)
 
+cdef extern from "functions_wide.h" nogil:
+    enum: N_WIDE_FUNCTIONS
+    const char *wide_function_names[1]
+    ctypedef void (*WideFunction)(const float *x, float *y, Py_ssize_t n) noexcept nogil
+    const WideFunction wide_functions[1]
+
 cdef extern from "pointwise.h" nogil:
     enum:
         N_BINARY
@@ -53,6 +59,19 @@ cdef int unary(const Call *call) noexcept nogil:
     for thread in prange(threads, num_threads=threads, schedule="static"):
         first = share(n, thread, threads)
         apply(function, x + first, y + first, share(n, thread + 1, threads) - first, alpha, beta)
+    return 0
+
+
+cdef int wide(const Call *call) noexcept nogil:
+    """operands: x IN (n,) float32, y OUT (n,) float32. sizes: n, number in `functions_wide`."""
+    cdef const float *x = <const float *> call.operand[0]
+    cdef float *y = <float *> call.operand[1]
+    cdef int64_t n = call.size[0], first
+    cdef WideFunction function = wide_functions[call.size[1]]
+    cdef int thread, threads = call.threads
+    for thread in prange(threads, num_threads=threads, schedule="static"):
+        first = share(n, thread, threads)
+        function(x + first, y + first, share(n, thread + 1, threads) - first)
     return 0
 
 
@@ -109,13 +128,16 @@ cdef int cast(const Call *call) noexcept nogil:
 
 entries = {
     "unary": entry(unary),
+    "wide": entry(wide),
     "question": entry(question),
     "binary": entry(binary),
     "where": entry(where),
     "cast": entry(cast),
 }
-# Numbers by which kernels know the functions of functions.h, and those of two values by type.
+# Numbers by which kernels know the functions of functions.h, those of functions_wide.h, which no
+# product has behind it, and those of two values by type.
 functions = {function_names[i].decode(): i for i in range(N_FUNCTIONS)}
+functions_wide = {wide_function_names[i].decode(): i for i in range(N_WIDE_FUNCTIONS)}
 binaries = {
     (binary_entries[i].function.decode(), binary_entries[i].type): i for i in range(N_BINARY)
 }

@@ -21,6 +21,10 @@ def unary(node, inputs, outputs, plan):
     alpha, beta = (float(node.attributes.get(name, 0.0)) for name in ("alpha", "beta"))
     if function in _QUESTIONS and x.dtype in (np.float32, np.bool_):
         return [KernelCall("pointwise.question", [x, y], [x.size, _QUESTIONS[function]])]
+    wide = module("pointwise").functions_wide.get(function)
+    if wide is not None and x.dtype == np.float32:
+        threads = workers(plan, x.size, FUNCTION_WORK)
+        return [KernelCall("pointwise.wide", [x, y], [x.size, wide], threads=threads)]
     return function_call(x, y, function, alpha, beta, plan)
 
 
