@@ -242,7 +242,7 @@ def _add_run(add):
     command.add_argument("-o", "--output", metavar="Y.npy", help="write here, print nothing")
     command.add_argument(
         "--method",
-        choices=["predict", "predict_proba", "decision_function", "transform"],
+        choices=["predict", "predict_proba", "decision_function", "score_samples", "transform"],
         help="instead of all outputs",
     )
     command.add_argument("--profile", action="store_true", help="tell where the time goes")

@@ -173,6 +173,10 @@ CASES = {
     "log softmax": ("Softmax", X, dict(log=True)),
     "layer norm": ("LayerNorm", X, const(4), const(4), {}),
     "layer norm plain": ("LayerNorm", X, dict(axis=1, epsilon=1e-3)),
+    "interpolate": (
+        "Interpolate", real(9, 3), [np.array([0, 3, 4, 9])],
+        [np.array([-1, 0, 1.5, 0, -1.5, -1, 0, 0.25, 2], "f4")], const(9), {},
+    ),
     "shape": ("Shape", X, dict(start=1)),
     "size": ("Size", X, {}),
     "reshape": ("Reshape", X, [[-1, 6]], {}),
@@ -242,7 +246,8 @@ def test_every_operator_is_exported_and_tried():
     assert set(EXPORTS) == set(operators())
     integers = {"Quantize", "Requantize", "Dequantize"}  # test_onnx_integers.py tries these
     integers |= {name for name in operators() if name.startswith(("Q", "Dynamic"))}
-    assert tried | integers | {"Range", "TreeEnsemble", "CodedDense"} == set(operators())
+    elsewhere = {"Range", "TreeEnsemble", "CodedDense", "Couple"}
+    assert tried | integers | elsewhere == set(operators())
 
 
 def test_range():
@@ -291,6 +296,12 @@ def test_what_onnx_has_nothing_for():
     y = m.node("TreeEnsemble", "x", *inputs, "", test, sets)
     model = m.done([Value("x", "float32", ("N", 1))], [Value(y, "float32", ("N", 1))])
     with pytest.raises(ValueError, match=re.escape("TreeEnsemble 'v0.0': sets of categories")):
+        model.to_onnx()
+    model, _ = one("Couple", real(2, 3, low=0.1, high=0.9))
+    with pytest.raises(ValueError, match="Couple 'v0.0': descent"):
+        model.to_onnx()
+    model, _ = one("Unary", real(2, 3, low=0.1, high=0.9), function="normal_quantile")
+    with pytest.raises(ValueError, match="nothing for 'normal_quantile'"):
         model.to_onnx()
 
 

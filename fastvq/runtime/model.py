@@ -39,8 +39,8 @@ class CompressedModel:
         - "task": "classification", "regression", ... ;
         - "classes": labels, or a list of such for several outputs: what `predict` gives of a class;
         - "feature_names": the names of the columns of the only input;
-        - "methods": name of a method (predict, predict_proba, decision_function, transform) to the
-          name of the output that it gives, or to a list of them;
+        - "methods": name of a method (predict, predict_proba, decision_function, score_samples,
+          transform) to the name of the output that it gives, or to a list of them;
         - "preprocess": what makes the inputs of pictures or text
           (:mod:`fastvq.runtime.preprocess`).
     n_threads : int, optional
@@ -158,6 +158,10 @@ class CompressedModel:
     def decision_function(self, X, *, n_threads=None):
         """Scores: of the classes, or of the second against the first of two."""
         return self._method("decision_function", X, n_threads)
+
+    def score_samples(self, X, *, n_threads=None):
+        """How usual rows are: log-likelihoods, or a measure of their own of what finds outliers."""
+        return self._method("score_samples", X, n_threads)
 
     def transform(self, X, *, n_threads=None):
         """What the model makes of the rows of X, such as embeddings."""

@@ -23,7 +23,7 @@ __all__ = ["KernelCall", "compiled", "kernel", "lowering", "lowering_of", "modul
 
 _MODULES = (
     *("products", "pointwise", "movement", "reductions", "recurrent", "distances", "trees"),
-    *("integers", "codes"),
+    *("integers", "codes", "scores"),
 )
 _LOWERINGS: dict[str, Callable] = {}
 

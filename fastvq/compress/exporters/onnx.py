@@ -809,6 +809,43 @@ def _layer_norm(export, node, *, axis, epsilon):
     export.add("LayerNormalization", *inputs, to=node.outputs[0], axis=axis, epsilon=epsilon)
 
 
+# ---- what scores become ------------------------------------------------------------------------
+
+
+@_exports("Interpolate")
+def _interpolate(export, node):
+    """Tables of one length, whose rows end in repetitions; a count of points tells the place."""
+    x, *names = node.inputs
+    first, points, values = map(export.value, names)
+    sizes = np.diff(first)
+    place = np.minimum(np.arange(sizes.max()), sizes[:, None] - 1) + first[:-1, None]
+    points, values = points[place].astype(np.float64), values[place].astype(np.float64)
+    run, rise = np.diff(points), np.diff(values)
+    slope = np.divide(rise, run, out=np.zeros_like(run), where=run > 0)
+    slope = np.pad(slope, ((0, 0), (0, 1)))
+    kind = export.dtype(x)
+    x = export.add("Max", x, export.constant(points[:, 0], kind))
+    x = export.add("Min", x, export.constant(points[:, -1], kind))
+    wide = export.add("Unsqueeze", x, export.whole(2))
+    passed = export.add("GreaterOrEqual", wide, export.constant(points[:, 1:], kind))
+    passed = export.made("Cast", [passed], to=TensorProto.INT64)
+    count = export.add("ReduceSum", passed, export.whole(2), keepdims=0)
+    last = export.constant(np.maximum(sizes - 2, 0), np.int64)
+    starts = export.constant(np.arange(len(sizes)) * points.shape[1], np.int64)
+    at = export.add("Add", export.add("Min", count, last), starts)
+    point, value, slope = (
+        export.add("Gather", export.constant(table.ravel(), kind), at)
+        for table in (points, values, slope)
+    )
+    rise = export.add("Mul", export.add("Sub", x, point), slope)
+    export.add("Add", value, rise, to=node.outputs[0])
+
+
+@_exports("Couple")
+def _couple(export, node):
+    raise ValueError("descent of so many steps as a row needs is none of its operators")
+
+
 # ---- layers with a state -----------------------------------------------------------------------
 
 

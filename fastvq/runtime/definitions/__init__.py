@@ -9,5 +9,6 @@ from fastvq.runtime.definitions import (  # noqa: F401
     products,
     recurrent,
     reductions,
+    scores,
     trees,
 )

@@ -15,8 +15,11 @@ from sklearn.utils.validation import check_is_fitted
 
 from fastvq.compress.importers.sklearn import (  # noqa: F401 - they enter their importers
     _compose,
+    _curves,
+    _gaussian,
     _linear,
     _neighbours,
+    _outliers,
     _scaling,
     _trees,
 )
@@ -57,7 +60,8 @@ def from_sklearn(estimator) -> tuple[Graph, dict]:
     metadata : dict
         "task" ("classifier", "regressor", "transformer" or ""), "classes" (a list, or a list of
         lists for several outputs; None), "feature_names", and "methods": which output, or list
-        of outputs, is that of "predict", "predict_proba", "decision_function", "transform".
+        of outputs, is that of "predict", "predict_proba", "decision_function", "score_samples",
+        "transform". What tells outliers is a classifier of -1 and 1.
 
     Raises
     ------
@@ -112,7 +116,8 @@ def missing(estimator) -> list[str]:
 
 def supported() -> list[str]:
     """Names of all estimators that can be imported; a SelectorMixin is any selector of features."""
-    return sorted({cls.__name__ for cls in [*PREDICTORS, *TRANSFORMERS]})
+    names = {cls.__name__ for cls in [*PREDICTORS, *TRANSFORMERS]}
+    return sorted(name for name in names if not name.startswith("_"))
 
 
 # ---- walking ------------------------------------------------------------------------------------
@@ -136,7 +141,7 @@ def _parts_of(estimator):
         found = [each.estimator for each in estimator.calibrated_classifiers_]
     else:
         found = [*np.ravel(np.asarray(getattr(estimator, "estimators_", []), object))]
-        found.append(getattr(estimator, "final_estimator_", None))
+        found += [getattr(estimator, name, None) for name in _SINGLE_PARTS]
     return [step for step in found if isinstance(step, BaseEstimator)]
 
 
@@ -159,12 +164,16 @@ def _prediction(b, estimator, columns):
     return Prediction("transformer", {"transform": b.plain(transform(b, estimator, columns))})
 
 
+_SINGLE_PARTS = "final_estimator_", "estimator_", "regressor_"
+
+
 # ---- outputs ------------------------------------------------------------------------------------
 
 _OUTPUTS = {
     "predict": "label",
     "predict_proba": "probabilities",
     "decision_function": "decision",
+    "score_samples": "scores",
     "transform": "y",
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from sklearn import linear_model as lm
 from sklearn import naive_bayes as nb
-from sklearn.cross_decomposition import PLSCanonical, PLSRegression
+from sklearn.cross_decomposition import CCA, PLSCanonical, PLSRegression
 from sklearn.discriminant_analysis import (
     LinearDiscriminantAnalysis,
     QuadraticDiscriminantAnalysis,
@@ -59,7 +59,7 @@ def logarithmic_regressor(b, est, columns):
     return regressor(b.flat(y))
 
 
-@predictor(PLSRegression, PLSCanonical)
+@predictor(PLSRegression, PLSCanonical, CCA)
 def partial_least_squares(b, est, columns):
     y = b.dense(columns.affine(est._x_mean), est.coef_, est.intercept_)
     return regressor(b.flat(y) if est._predict_1d else y)
@@ -161,6 +161,17 @@ def bernoulli_bayes(b, est, columns):
     absent = np.log1p(-np.exp(est.feature_log_prob_))
     constant = est.class_log_prior_ + absent.sum(axis=1)
     return of_likelihoods(b, est, _compared(b, columns, est.feature_log_prob_ - absent, constant))
+
+
+@predictor(nb.CategoricalNB)
+def categorical_bayes(b, est, columns):
+    sizes = [table.shape[1] for table in est.feature_log_prob_]
+    features = np.repeat(np.arange(columns.n), sizes)
+    categories = np.concatenate([np.arange(size) for size in sizes])
+    value = b.pick(b.plain(columns), features, columns.n)
+    hits = Columns(b.as_real(b.binary("equal", value, b.real(categories))), len(features))
+    tables = np.hstack(est.feature_log_prob_)
+    return of_likelihoods(b, est, _compared(b, hits, tables, est.class_log_prior_))
 
 
 def _compared(b, columns, weight, constant):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from sklearn.cluster import KMeans, MiniBatchKMeans
+from sklearn.cluster import AffinityPropagation, Birch, KMeans, MeanShift, MiniBatchKMeans
 from sklearn.kernel_ridge import KernelRidge
 from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor, NearestCentroid
 from sklearn.svm import SVC, SVR, NuSVC, NuSVR
@@ -14,9 +14,11 @@ from fastvq.compress.importers.sklearn._parts import (
     UnsupportedEstimator,
     classifier,
     name_of,
+    one_against_one,
     predictor,
     regressor,
     transformer,
+    votes,
 )
 from fastvq.vq import VectorQuantizer
 
@@ -32,6 +34,20 @@ def k_means(b, est, columns):
     squared = b.squared_distances(columns, est.cluster_centers_)
     methods = {"predict": nearest(b, squared), "transform": b.unary("sqrt", squared)}
     return Prediction("", methods)
+
+
+@predictor(MeanShift, AffinityPropagation)
+def nearest_centre(b, est, columns):
+    squared = b.squared_distances(columns, est.cluster_centers_)
+    return Prediction("", {"predict": nearest(b, squared)})
+
+
+@predictor(Birch)
+def birch(b, est, columns):
+    squared = b.squared_distances(columns, est.subcluster_centers_)
+    labels = b.constant(np.asarray(est.subcluster_labels_, np.int64), "labels")
+    label = b.add("Gather", labels, nearest(b, squared), axis=0)
+    return Prediction("", {"predict": label, "transform": b.unary("sqrt", squared)})
 
 
 @transformer(KMeans, MiniBatchKMeans)
@@ -168,9 +184,10 @@ def _expansion(b, columns, name, points, dual, intercept=None, **parameters):
     return b.matrix(kernel(b, columns, name, points, **parameters), dual, intercept)
 
 
-def _support(b, est, columns, dual):
+def support(b, est, columns, dual):
+    """dual @ kernel(support vectors, row) + intercept."""
     return _expansion(
-        *(b, columns, est.kernel, est.support_vectors_, dual, est._intercept_),
+        *(b, columns, est.kernel, est.support_vectors_, _dense(dual), est._intercept_),
         **{"gamma": est._gamma, "degree": est.degree, "coef0": est.coef0},
     )
 
@@ -181,7 +198,7 @@ def _dense(array):
 
 @predictor(SVR, NuSVR)
 def support_vector_regressor(b, est, columns):
-    return regressor(b.flat(_support(b, est, columns, _dense(est._dual_coef_))))
+    return regressor(b.flat(support(b, est, columns, est._dual_coef_)))
 
 
 @predictor(SVC, NuSVC)
@@ -200,22 +217,23 @@ def support_vector_classifier(b, est, columns):
     for p, (i, j) in enumerate(pairs):
         weight[p, spans[i]] = dual[j - 1, spans[i]]
         weight[p, spans[j]] = dual[i, spans[j]]
-    one = _support(b, est, columns, weight)  # above 0: the first of the pair wins
+    one = support(b, est, columns, weight)  # above 0: the first of the pair wins
+    probabilities = _coupled(b, est, one) if len(est._probA) else None
     if n == 2:
         decision = b.flat(b.unary("negative", one))
-        return classifier(est.classes_, b.above(decision), decision=decision)
-    first = np.array([[c == i for i, _ in pairs] for c in range(n)], float)
-    second = np.array([[c == j for _, j in pairs] for c in range(n)], float)
-    won = b.as_real(b.binary("greater", one, b.real(0.0)))
-    votes = b.matrix(won, first - second, second.sum(axis=1))
-    label = b.largest(votes)
+        return classifier(est.classes_, b.above(decision), probabilities, decision)
+    lost = b.as_real(b.binary("less_equal", one, b.real(0.0)))
+    label = b.largest(votes(b, lost, n))
     if est.decision_function_shape == "ovo":
-        return classifier(est.classes_, label, None, one)
-    # Votes, and sums of decisions squeezed below a third of a vote to break their ties.
-    confidence = b.matrix(one, first - second)
-    size = b.binary("add", b.unary("abs", confidence), b.real(1.0))
-    squeezed = b.binary("divide", confidence, b.binary("multiply", size, b.real(3.0)))
-    return classifier(est.classes_, label, None, b.binary("add", votes, squeezed))
+        return classifier(est.classes_, label, probabilities, one)
+    decision = one_against_one(b, lost, b.unary("negative", one), n)
+    return classifier(est.classes_, label, probabilities, decision)
+
+
+def _coupled(b, est, one):
+    """Probabilities of classes from the decisions of pairs, each by its sigmoid (Platt)."""
+    pairs = b.matrix(one, np.diag(-est._probA), -est._probB, activation="sigmoid")
+    return b.add("Couple", b.add("Unary", pairs, function="clip", alpha=1e-7, beta=1 - 1e-7))
 
 
 @predictor(KernelRidge)

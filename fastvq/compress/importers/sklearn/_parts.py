@@ -30,16 +30,21 @@ __all__ = [
     "UnsupportedEstimator",
     "classifier",
     "importer_of",
+    "inverse_transform",
     "name_of",
+    "one_against_one",
     "predict",
     "predictor",
     "regressor",
     "transform",
     "transformer",
+    "undoing",
+    "votes",
 ]
 
 PREDICTORS: dict[type, Callable] = {}
 TRANSFORMERS: dict[type, Callable] = {}
+UNDOING: dict[type, Callable] = {}  # transformers of targets
 # Up to so many scales off zero, centring may be left to the bias of the layer that follows: float32
 # then loses two of its 24 bits.
 _NEAR = 4.0
@@ -69,6 +74,16 @@ def predictor(*classes):
     return enter
 
 
+def undoing(*classes):
+    """Decorator: this function imports the inverse_transform of these classes."""
+
+    def enter(function):
+        UNDOING.update(dict.fromkeys(classes, function))
+        return function
+
+    return enter
+
+
 def name_of(estimator):
     return type(estimator).__name__
 
@@ -83,6 +98,11 @@ def transform(b: EstimatorBuilder, estimator, columns: Columns) -> Columns:
 def predict(b: EstimatorBuilder, estimator, columns: Columns) -> Prediction:
     """What an estimator predicts for columns."""
     return _imported(PREDICTORS, b, estimator, columns)
+
+
+def inverse_transform(b: EstimatorBuilder, estimator, columns: Columns) -> Columns:
+    """The columns of which an estimator's transform makes these."""
+    return _imported(UNDOING, b, estimator, columns)
 
 
 def importer_of(table, estimator):
@@ -166,6 +186,28 @@ def classifier(classes, label, probabilities=None, decision=None):
     return Prediction("classifier", given, classes)
 
 
+def votes(b, second, n):
+    """Votes for n classes (N, n) by pairs in the order (0, 1), (0, 2), ...: 1 where the second of a
+    pair won it, else 0."""
+    gain = _of_pairs(n)
+    return b.matrix(second, gain, (gain < 0).sum(axis=1))
+
+
+def one_against_one(b, second, confidence, n):
+    """Votes as above, and confidence in the second ones, whose sums are squeezed below a third of a
+    vote to break ties."""
+    total = b.matrix(confidence, _of_pairs(n))
+    size = b.binary("add", b.unary("abs", total), b.real(1.0))
+    squeezed = b.binary("divide", total, b.binary("multiply", size, b.real(3.0)))
+    return b.binary("add", votes(b, second, n), squeezed)
+
+
+def _of_pairs(n):
+    """1 where a class is the second of a pair, -1 where it is the first: (n, number of pairs)."""
+    first, second = np.triu_indices(n, 1)
+    return (np.arange(n)[:, None] == second).astype(float) - (np.arange(n)[:, None] == first)
+
+
 class EstimatorBuilder(Builder):
     """Operations that many estimators are made of."""
 
@@ -229,6 +271,18 @@ class EstimatorBuilder(Builder):
 
     def as_real(self, value) -> str:
         return self.add("Cast", value, dtype="float32")
+
+    def curves(self, value, curves) -> str:
+        """Each column of a matrix along lines between its (points, values)."""
+        points, values = ([np.ravel(each) for each in part] for part in zip(*curves, strict=True))
+        first = np.cumsum([0, *map(len, points)])
+        return self.add(
+            "Interpolate",
+            value,
+            self.constant(first.astype(np.int64), "first"),
+            self.real(np.concatenate(points), "points"),
+            self.real(np.concatenate(values), "values"),
+        )
 
     # ---- decisions ---------------------------------------------------------------------------
 

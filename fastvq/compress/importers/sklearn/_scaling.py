@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import numpy as np
 from sklearn import preprocessing as pre
-from sklearn.cross_decomposition import PLSSVD, PLSCanonical, PLSRegression
-from sklearn.decomposition import PCA, FastICA, IncrementalPCA, TruncatedSVD
+from sklearn.cluster import FeatureAgglomeration
+from sklearn.cross_decomposition import CCA, PLSSVD, PLSCanonical, PLSRegression
+from sklearn.decomposition import (
+    PCA,
+    FactorAnalysis,
+    FastICA,
+    IncrementalPCA,
+    KernelPCA,
+    MiniBatchSparsePCA,
+    SparsePCA,
+    TruncatedSVD,
+)
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.feature_extraction.text import TfidfTransformer
 from sklearn.feature_selection import SelectorMixin
 from sklearn.impute import MissingIndicator, SimpleImputer
-from sklearn.kernel_approximation import Nystroem, RBFSampler
+from sklearn.kernel_approximation import Nystroem, RBFSampler, SkewedChi2Sampler
+from sklearn.neighbors import NeighborhoodComponentsAnalysis
+from sklearn.neural_network import BernoulliRBM
 from sklearn.random_projection import GaussianRandomProjection, SparseRandomProjection
 from sklearn.utils import check_array
 
@@ -18,6 +31,7 @@ from fastvq.compress.importers.sklearn._parts import (
     UnsupportedEstimator,
     name_of,
     transformer,
+    undoing,
 )
 
 # ---- scalers -------------------------------------------------------------------------------------
@@ -40,6 +54,17 @@ def min_max_scaler(b, est, columns):
 def max_abs_scaler(b, est, columns):
     scaled = columns.affine(scale=1 / est.scale_)
     return _clipped(b, scaled, -1.0, 1.0) if getattr(est, "clip", False) else scaled
+
+
+@undoing(pre.StandardScaler, pre.MinMaxScaler, pre.MaxAbsScaler, pre.RobustScaler)
+def unscaled(b, est, columns):
+    """These are affine, so that two values of each column tell all."""
+    if getattr(est, "clip", False):
+        low, high = getattr(est, "feature_range", (-1.0, 1.0))
+        columns = _clipped(b, columns, low, high)
+    (shift,) = est.inverse_transform(np.zeros((1, columns.n)))
+    (moved,) = est.inverse_transform(np.ones((1, columns.n)))
+    return columns.affine(scale=moved - shift, shift=shift)
 
 
 def _clipped(b, columns, low, high):
@@ -70,28 +95,45 @@ def binarizer(b, est, columns):
     return Columns(b.as_real(above), columns.n)
 
 
-_FUNCTIONS = {
-    np.exp: ("exp", 0.0),
-    np.log: ("log", 0.0),
-    np.sqrt: ("sqrt", 0.0),
-    np.abs: ("abs", 0.0),
-    np.sin: ("sin", 0.0),
-    np.cos: ("cos", 0.0),
-    np.tanh: ("tanh", 0.0),
-    np.negative: ("negative", 0.0),
-    np.log1p: ("log", 1.0),
+_NAMED = {
+    **{f: f.__name__ for f in (np.exp, np.log, np.sqrt, np.negative, np.reciprocal, np.sign)},
+    **{f: f.__name__ for f in (np.sin, np.cos, np.tan, np.sinh, np.cosh, np.tanh)},
+    **{f: f.__name__ for f in (np.floor, np.ceil)},
+    **{getattr(np, f"arc{name}"): f"a{name}" for name in ("sin", "cos", "tan")},
+    **{getattr(np, f"arc{name}"): f"a{name}" for name in ("sinh", "cosh", "tanh")},
+    **{np.abs: "abs", np.fabs: "abs", np.rint: "round"},
+}
+# Functions as (added before, function, factor behind it, added behind it).
+_AROUND = {
+    np.log1p: (1.0, "log", 1.0, 0.0),
+    np.log2: (0.0, "log", 1 / np.log(2), 0.0),
+    np.log10: (0.0, "log", 1 / np.log(10), 0.0),
+    np.expm1: (0.0, "exp", 1.0, -1.0),
 }
 
 
 @transformer(pre.FunctionTransformer)
 def function_transformer(b, est, columns):
-    if est.func is None or getattr(est.func, "func", None) is check_array:
+    return _function(b, columns, est.func, est.kw_args)
+
+
+@undoing(pre.FunctionTransformer)
+def function_undone(b, est, columns):
+    return _function(b, columns, est.inverse_func, est.inv_kw_args)
+
+
+def _function(b, columns, function, arguments):
+    if function is None or getattr(function, "func", None) is check_array:
         return columns
-    if est.func not in _FUNCTIONS or est.kw_args:
-        known = ", ".join(f"np.{f.__name__}" for f in _FUNCTIONS)
-        raise UnsupportedEstimator(f"FunctionTransformer of {est.func}; known are {known}")
-    function, added = _FUNCTIONS[est.func]
-    return Columns(b.unary(function, b.plain(columns.affine(shift=added))), columns.n)
+    if function is np.square and not arguments:
+        x = b.plain(columns)
+        return Columns(b.binary("multiply", x, x), columns.n)
+    if (function not in _NAMED and function not in _AROUND) or arguments:
+        known = ", ".join(f"np.{f.__name__}" for f in [*_NAMED, *_AROUND, np.square])
+        raise UnsupportedEstimator(f"FunctionTransformer of {function}; known are {known}")
+    before, name, factor, behind = _AROUND.get(function) or (0.0, _NAMED[function], 1.0, 0.0)
+    value = b.unary(name, b.plain(columns.affine(shift=before) if before else columns))
+    return Columns(value, columns.n).affine(scale=factor, shift=behind)
 
 
 @transformer(pre.PowerTransformer)
@@ -173,7 +215,41 @@ def random_projection(b, est, columns):
     return _projected(b, columns, dense)
 
 
-@transformer(PLSRegression, PLSCanonical, PLSSVD)
+@transformer(SparsePCA, MiniBatchSparsePCA)
+def sparse_components(b, est, columns):
+    """A ridge regression on the components, which is linear in the row."""
+    gram = est.components_ @ est.components_.T + est.ridge_alpha * np.eye(len(est.components_))
+    return _projected(b, columns.affine(est.mean_), np.linalg.solve(gram, est.components_))
+
+
+@transformer(FactorAnalysis)
+def factors(b, est, columns):
+    """What is expected of the latent variables (Barber, "Bayesian Reasoning", 21.2.33)."""
+    scaled = est.components_ / est.noise_variance_
+    gram = np.eye(len(scaled)) + scaled @ est.components_.T
+    return _projected(b, columns.affine(est.mean_), np.linalg.solve(gram, scaled))
+
+
+@transformer(NeighborhoodComponentsAnalysis)
+def neighbourhood_components(b, est, columns):
+    return _projected(b, columns, est.components_)
+
+
+@transformer(FeatureAgglomeration)
+def agglomerated_features(b, est, columns):
+    if est.pooling_func is not np.mean:
+        raise UnsupportedEstimator(f"FeatureAgglomeration with pooling_func={est.pooling_func}")
+    member = np.unique(est.labels_)[:, None] == est.labels_
+    return _projected(b, columns, member / member.sum(axis=1, keepdims=True))
+
+
+@transformer(BernoulliRBM)
+def hidden_units(b, est, columns):
+    y = b.dense(columns, est.components_, est.intercept_hidden_, activation="sigmoid")
+    return Columns(y, len(est.components_))
+
+
+@transformer(PLSRegression, PLSCanonical, PLSSVD, CCA)
 def partial_least_squares(b, est, columns):
     rotations = est.x_rotations_ if hasattr(est, "x_rotations_") else est.x_weights_
     return _projected(b, columns.affine(est._x_mean, 1 / est._x_std), rotations.T)
@@ -190,6 +266,43 @@ def random_fourier_features(b, est, columns):
     angles = b.dense(columns, est.random_weights_.T, est.random_offset_)
     scaled = Columns(b.unary("cos", angles), len(est.random_offset_))
     return scaled.affine(scale=np.sqrt(2.0 / est.n_components))
+
+
+@transformer(SkewedChi2Sampler)
+def skewed_fourier_features(b, est, columns):
+    shifted = columns.affine(shift=est.skewedness)
+    logarithms = Columns(b.unary("log", b.plain(shifted)), columns.n)
+    angles = b.dense(logarithms, est.random_weights_.T, est.random_offset_)
+    scaled = Columns(b.unary("cos", angles), len(est.random_offset_))
+    return scaled.affine(scale=np.sqrt(2.0 / est.n_components))
+
+
+@transformer(KernelPCA)
+def kernel_components(b, est, columns):
+    """A projection of kernel values, which are centred as those of the training rows were."""
+    from fastvq.compress.importers.sklearn._neighbours import kernel
+
+    points = np.asarray(est.X_fit_)
+    gamma = est.gamma_ if hasattr(est, "gamma_") else est.gamma
+    parameters = {"gamma": gamma, "degree": est.degree, "coef0": est.coef0}
+    values = kernel(b, columns, est.kernel, points, **parameters)
+    used = est.eigenvalues_ > 0
+    weight = np.zeros_like(est.eigenvectors_)
+    weight[:, used] = est.eigenvectors_[:, used] / np.sqrt(est.eigenvalues_[used])
+    # (k - mean of k - means of columns + their mean) @ weight, the row's mean worked into weight.
+    centred = weight - weight.mean(axis=0)
+    return _projected(b, Columns(values, len(points)).affine(est._centerer.K_fit_rows_), centred.T)
+
+
+@transformer(TfidfTransformer)
+def term_weights(b, est, columns):
+    """Of counts of terms, whoever counted them."""
+    x = b.plain(columns)
+    if est.sublinear_tf:
+        grown = b.binary("add", b.unary("log", x), b.real(1.0))
+        x = b.add("Where", b.binary("equal", x, b.real(0.0)), x, grown)
+    weighted = Columns(x, columns.n).affine(scale=est.idf_ if est.use_idf else None)
+    return weighted if est.norm is None else normalizer(b, pre.Normalizer(est.norm), weighted)
 
 
 @transformer(Nystroem)
@@ -288,6 +401,23 @@ def ordinal_encoder(b, est, columns):
         asked = b.binary("and", asked, b.constant(has_missing, "has_missing"))
         y = b.add("Where", asked, b.real(value), y)
     return Columns(y, columns.n)
+
+
+@transformer(pre.TargetEncoder)
+def target_encoder(b, est, columns):
+    """What the target is, on average, where the feature has the category; of others, anywhere."""
+    _check_categories(est)
+    several = est.target_type_ == "multiclass"
+    n_targets = len(est.classes_) if several else 1
+    sizes = [len(categories) for categories in est.categories_]
+    features = np.repeat(np.arange(columns.n), sizes)
+    hits = _hits(b, columns, features, np.concatenate(est.categories_).astype(np.float64))
+    # encodings_ goes through features, and within each through classes.
+    means = np.repeat(np.reshape(est.target_mean_, (1, -1)), columns.n, axis=0).ravel()
+    weight = np.zeros((columns.n * n_targets, len(features)))
+    for row, (encoding, mean) in enumerate(zip(est.encodings_, means, strict=True)):
+        weight[row, features == row // n_targets] = encoding - mean
+    return Columns(b.matrix(hits, weight, means), len(weight))
 
 
 def _check_categories(est):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from sklearn.ensemble import (
     AdaBoostClassifier,
+    AdaBoostRegressor,
     ExtraTreesClassifier,
     ExtraTreesRegressor,
     GradientBoostingClassifier,
@@ -35,15 +36,17 @@ from fastvq.compress.importers.sklearn._parts import (
 _TREES = DecisionTreeClassifier, DecisionTreeRegressor, ExtraTreeClassifier, ExtraTreeRegressor
 
 
-def add_tree(ensemble, tree, values, *, missing=True, **where):
+def add_tree(ensemble, tree, values, *, missing=True, features=None, **where):
     """A fitted `tree_` with the values that each of its nodes gives, were it a leaf.
 
-    `missing`: whether NaN follows the tree's own directions (else no matter which).
+    `missing`: whether NaN follows the tree's own directions (else no matter which). `features`: the
+    columns that it was fitted on; None for all.
     """
+    feature = tree.feature
     ensemble.add(
         tree.children_left,
         tree.children_right,
-        tree.feature,
+        feature if features is None else np.where(feature < 0, -1, features[feature]),
         tree.threshold,
         values,
         missing_left=tree.missing_go_to_left.astype(bool) if missing else None,
@@ -188,3 +191,25 @@ def ada_boost(b, est, columns):
         return classifier(est.classes_, b.above(raw), probabilities, raw)
     scaled = b.binary("multiply", decision, b.real(1.0 / (n - 1)))
     return classifier(est.classes_, b.largest(decision), b.add("Softmax", scaled, axis=1), decision)
+
+
+@predictor(AdaBoostRegressor)
+def ada_boost_regressor(b, est, columns):
+    """The weighted median: the first of the ordered answers up to which half of all weight lies."""
+    n = len(est.estimators_)
+    weights = np.asarray(est.estimator_weights_[:n], np.float64)
+    if all(isinstance(e, _TREES) for e in est.estimators_):
+        ensemble = Ensemble()
+        for k, tree in enumerate(est.estimators_):
+            add_tree(ensemble, tree.tree_, tree.tree_.value[:, 0, :], target=k)
+        answers = ensemble.node(b, b.plain(columns))
+    else:
+        plain = Columns(b.plain(columns), columns.n)
+        found = [predict(b, each, plain).methods["predict"] for each in est.estimators_]
+        answers = b.concat([b.reshape(y, -1, 1) for y in found], axis=1)
+    ordered, which = b.add("TopK", answers, b.integers(n), axis=1, largest=False, n_outputs=2)
+    taken = b.add("Gather", b.real(weights / weights.sum(), "weights"), which, axis=0)
+    total = b.add("CumSum", taken, b.integers(1))
+    enough = b.as_real(b.binary("greater_equal", total, b.real(0.5)))
+    middle = b.add("ArgMax", enough, axis=1)
+    return regressor(b.flat(b.add("GatherElements", ordered, middle, axis=1)))
