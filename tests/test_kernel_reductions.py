@@ -146,6 +146,52 @@ def test_arg_max(last, least, axis):
     np.testing.assert_array_equal(found, defined("ArgMax", [x], **attributes))
 
 
+@pytest.mark.parametrize("largest", [False, True])
+@pytest.mark.parametrize("axis", [0, 1, -1])
+def test_top_k(largest, axis, level):  # noqa: F811
+    """Equal values, both zeros, infinity and NaN, in order; the first of equal ones first."""
+    rng = np.random.default_rng(3)
+    x = rng.integers(-3, 4, (9, 33, 17)).astype(np.float32)
+    x[rng.random(x.shape) < 0.1] = np.nan
+    x[rng.random(x.shape) < 0.1] = -0.0
+    x[3], x[4, :5] = np.inf, -np.inf
+    x[5] = rng.standard_normal(x.shape[1:]) * 1e-40
+    for k, threads in zip((1, 2, 7, 9, 0), itertools.cycle(THREADS), strict=False):
+        inputs, attributes = [x, np.array([k])], {"axis": axis, "largest": largest}
+        found = (compiled if k else ran)("TopK", inputs, [1], threads, **attributes)
+        for part, wanted in zip(found, defined("TopK", inputs, **attributes), strict=True):
+            assert part.dtype == wanted.dtype
+            np.testing.assert_array_equal(part, wanted)
+
+
+def test_top_k_of_long_rows():
+    x = some(3, 10_001)
+    for k in (1, 100, 10_001):
+        inputs = [x, np.array([k])]
+        for part, wanted in zip(
+            compiled("TopK", inputs, [1]), defined("TopK", inputs), strict=True
+        ):
+            np.testing.assert_array_equal(part, wanted)
+
+
+def ran(operator, inputs, known, threads, **attributes):
+    """By the definition, within a plan."""
+    return plan_of(operator, inputs, known, threads, **attributes).run(inputs[:1])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int32", "int64"])
+@pytest.mark.parametrize("axis", [0, 1, -1])
+def test_running_sums(dtype, axis, level):  # noqa: F811
+    x = (2e8 * some(5, 33, 17)).astype(dtype)  # sums pass the end of int32
+    x[0, 0, 0] = np.nan if dtype == "float32" else 7
+    for exclusive, reverse in itertools.product([False, True], repeat=2):
+        attributes = {"exclusive": exclusive, "reverse": reverse}
+        found = compiled("CumSum", [x, np.array(axis)], [1], 2, **attributes)
+        wanted = defined("CumSum", [x, np.array(axis)], **attributes)
+        assert found.dtype == wanted.dtype
+        np.testing.assert_array_equal(found, wanted)
+
+
 CALLS = [
     ("Softmax", {}),
     ("Softmax", {"log": True}),

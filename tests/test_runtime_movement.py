@@ -115,7 +115,11 @@ def test_pad(dtype):
     check("Pad", [x, np.array([-1, 0, 2, 0, -3, 1]), np.array(1, dtype)])
     check("Pad", [x, np.array([2, 1]), None, np.array([-1])])
     for mode in ("edge", "reflect", "wrap"):
-        check("Pad", [x, np.array([1, 0, 2, 0, 3, 1])], mode=mode, kernel=False)
+        check("Pad", [x, np.array([1, 0, 2, 0, 3, 1])], mode=mode)
+        check("Pad", [x, np.array([-1, 0, 3, 2, -2, 3])], mode=mode)
+        check("Pad", [x, np.array([9, 7]), None, np.array([-1])], mode=mode)
+        check("Pad", [x, np.zeros(6, int)], mode=mode)
+        check("Pad", [x[:, :0], np.array([1, 0, 1, 0, 0, 1])], mode=mode, kernel=False)
 
 
 @pytest.mark.parametrize("whole", [np.int64, np.int32])

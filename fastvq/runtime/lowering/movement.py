@@ -85,11 +85,12 @@ def tile(node, inputs, outputs, plan):
 @lowering("Pad")
 def pad(node, inputs, outputs, plan):
     x, pads, value, axes = [*inputs, None, None][:4]
-    if node.attributes.get("mode", "constant") != "constant":
-        return None
     y = outputs[0]
     axes = None if axes is None else axes.value
     widths = definitions.pad_widths(x.shape, pads.value, axes)
+    mode = node.attributes.get("mode", "constant")
+    if mode != "constant":
+        return _mirrored(x, y, widths, mode, plan)
     value = np.zeros(1, x.dtype) if value is None else value
     if not isinstance(value, np.ndarray) and (value.dtype != x.dtype or value.size != 1):
         return None
@@ -101,6 +102,24 @@ def pad(node, inputs, outputs, plan):
     kept = [max(0, n) for n in kept]
     copied = _copied(x, y, kept, from_x, plan, to_y, x_start, y_start)
     return None if copied is None else [filled, *copied]
+
+
+def _mirrored(x, y, widths, mode, plan):
+    """y = x with more of its own values at the ends: taken at indices, axis by axis."""
+    left = [n + min(a, 0) + min(b, 0) for n, (a, b) in zip(x.shape, widths, strict=True)]
+    if min(left, default=0) < 1 or not y.size:  # nothing is there to be repeated
+        return None
+    axes = [axis for axis, width in enumerate(widths) if any(width)]
+    if not axes:
+        return _copied(x, y, x.shape, _strides(x.shape), plan)
+    calls, source, shape, itemsize = [], x, x.shape, x.dtype.itemsize
+    for axis in axes:
+        places = definitions.pad.compute(np.arange(shape[axis]), widths[axis], mode=mode)
+        after = (*shape[:axis], len(places), *shape[axis + 1 :])
+        into = y if axis == axes[-1] else plan.scratch(itemsize * math.prod(after))
+        calls.append(_taken(source, shape, places, into, axis, len(places), plan, itemsize))
+        source, shape = into, after
+    return calls
 
 
 def _copied(x, y, shape, from_x, plan, to_y=None, x_start=0, y_start=0):

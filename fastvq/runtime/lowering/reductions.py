@@ -1,4 +1,4 @@
-"""Lowerings of sums and extremes, softmax and normalisation."""
+"""Lowerings of sums and extremes, softmax and normalisation, the first in order."""
 
 from __future__ import annotations
 
@@ -71,6 +71,31 @@ def arg_max(node, inputs, outputs, plan):
     sizes = [*parts, *(node.attributes.get(name, False) for name in ("last", "least"))]
     threads = workers(plan, x.size, MEMORY_WORK)
     return [KernelCall("reductions.arg_max", [x, y], sizes, threads=threads)]
+
+
+@lowering("TopK")
+def top_k(node, inputs, outputs, plan):
+    x, values, places = inputs[0], *outputs
+    outer, n, inner = _split(x.shape, [node.attributes.get("axis", -1)])
+    if x.dtype != np.float32 or not values.size or n >= 1 << 32:
+        return None
+    k = values.size // (outer * inner)
+    threads = workers(plan, x.size, FUNCTION_WORK)
+    sizes = [outer, n, inner, k, node.attributes.get("largest", True)]
+    operands = [x, values, places, plan.scratch(8 * threads * k)]
+    return [KernelCall("reductions.top_k", operands, sizes, threads=threads)]
+
+
+@lowering("CumSum")
+def running_sum(node, inputs, outputs, plan):
+    (x, axis), (y,) = inputs, outputs
+    kinds = {"float32": 0, "int32": 4, "uint32": 4, "int64": 8, "uint64": 8}
+    if x.dtype.name not in kinds or not x.size:
+        return None
+    how = (node.attributes.get(name, False) for name in ("exclusive", "reverse"))
+    sizes = [*_split(x.shape, axis.value), kinds[x.dtype.name], *how]
+    threads = workers(plan, x.size, MEMORY_WORK)
+    return [KernelCall("reductions.running_sum", [x, y], sizes, threads=threads)]
 
 
 def _split(shape, axes):
