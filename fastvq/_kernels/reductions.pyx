@@ -109,13 +109,8 @@ cdef inline void add_up(
     const number *x, number *y, int64_t n, int64_t inner, bint exclusive, bint reverse
 ) noexcept nogil:
     cdef int64_t row, before = 0, i, j
-    cdef number total = 0
     for i in range(n):
         row = n - 1 - i if reverse else i
-        if inner == 1:  # in a register
-            y[row] = total if exclusive else total + x[row]
-            total += x[row]
-            continue
         for j in range(inner):
             if i == 0:
                 y[row * inner + j] = <number> 0 if exclusive else x[row * inner + j]

@@ -18,8 +18,10 @@ import numpy as np
 from fastvq import entropy, kernels
 from fastvq._kernels import active_level
 from fastvq.runtime import CompressedModel, Graph, Node, Value
+from fastvq.runtime.codebook import Codebook
 from fastvq.runtime.encoding import Raw
 from fastvq.runtime.fuse import ACTIVATIONS
+from fastvq.runtime.grouped import Grouped
 from fastvq.runtime.ops import Form, operators
 
 # n, d, k: full and broken blocks of rows, full and broken groups of codewords, at each tile.
@@ -33,6 +35,11 @@ ROW_DTYPES = ["float32", "float64", "float16", "uint8", "int8"]
 PRECISIONS = ["float32", "float64"]
 LAYOUTS = ["plain", "offset", "groups"]
 THREADS = [2, 5]
+# Functions that are worked out in float64.
+WIDE = (
+    *("sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "asinh", "acosh", "atanh"),
+    "normal_quantile",
+)
 
 
 def main(expected=None):
@@ -46,6 +53,7 @@ def main(expected=None):
         for shape in shapes:
             print_digests(shape, kinds)
     print_integers()
+    print_codes()
     print_layers()
     print("proved", level, flush=True)
 
@@ -105,6 +113,39 @@ def sixteen_bits():
     return digest
 
 
+def print_codes():
+    """Layers and tables of few bits: they, too, multiply integers, and are the same everywhere."""
+    products, rows, rng = hashlib.sha256(), hashlib.sha256(), np.random.default_rng(0)
+    x, indices = numbers(7, 150), np.arange(-37, 37, 5).reshape(5, 3)
+    for weight in codes_of_few_bits(rng, 37, 150):
+        dense = layer("CodedDense", (150,), [weight, numbers(37)], {})
+        taken = Graph(
+            [Node("Gather", ("table", "x"), ("y",))],
+            [Value("x", "int64", ("N", 3))],
+            [Value("y", "float32", ("N", 3, 150))],
+            {"table": weight},
+        )
+        for graph, inputs, digest in ((dense, x, products), (taken, indices, rows)):
+            model = CompressedModel(graph)
+            for threads in [1, *THREADS]:
+                digest.update(model.run({"x": inputs}, n_threads=threads)[0].tobytes())
+    print("digest codes", products.hexdigest(), flush=True)
+    print("digest coded-rows", rows.hexdigest(), flush=True)
+
+
+def codes_of_few_bits(rng, n, width):
+    """Of every number of bits that is looked up in registers: even steps, and codewords."""
+    for bits in range(1, 8):
+        for group in (0, 32):
+            groups = -(-width // group) if group else 1
+            scales = (rng.integers(1, 99, (n, groups)) / 64).astype(np.float16)
+            codes = rng.integers(0, 1 << bits, (n, width))
+            zeros = rng.integers(0, 1 << bits, (n, groups)) if group else None
+            yield Grouped.of(codes, scales, zeros, bits=bits, group=group, exponent=-2)
+            words = np.sort(rng.integers(-42, 86, (1, 1 << bits))).astype(np.int8)
+            yield Codebook.of(codes, words, bits=bits, group=group, scales=scales)
+
+
 def print_layers():
     """Layers of float32 models: each kernel of the runtime at a size with broken tiles."""
     for name, operator, shape, constants, attributes in layers():
@@ -118,7 +159,10 @@ def print_layers():
             alone = model.run({"x": x[row : row + 1]}, n_threads=1)
             require_same([y[row : row + 1] for y in results], alone, f"{name} of row {row} alone")
         # One NaN for all: its sign is that of the processor.
-        canonical = (np.where(np.isnan(y), np.float32(np.nan), y) for y in results)
+        canonical = (
+            np.where(np.isnan(y), y.dtype.type(np.nan), y) if y.dtype.kind == "f" else y
+            for y in results
+        )
         digest = hashlib.sha256(b"".join(y.tobytes() for y in canonical))
         print("digest", f"layer-{name}", digest.hexdigest(), flush=True)
 
@@ -153,21 +197,38 @@ def layers():
     for metric in ("squared", "euclidean", "manhattan", "chebyshev"):
         yield f"distances-{metric}", "Distances", (45,), [numbers(37, 45)], {"metric": metric}
     yield "transpose", "Transpose", (9, 11, 19), [], {"order": (0, 3, 1, 2)}
+    for function in WIDE:
+        yield function, "Unary", (37,), [], {"function": function}
+    ends, points = np.array([0, 7, 8, 45]), np.sort(numbers(45))
+    yield "curves", "Interpolate", (3,), [ends, points, numbers(45)], {}
+    yield "pairs", "Couple", (15,), [], {}  # no probabilities, but every step of the descent
+    yield "top-k", "TopK", (13, 45), [np.array([7])], {"axis": 1}
+    yield "running-sum", "CumSum", (13, 45), [np.array(1)], {"exclusive": True}
+    pads = np.array([0, 2, 1, 0, 0, 3, 0, 0])
+    yield "reflected", "Pad", (9, 11, 19), [pads], {"mode": "reflect"}
 
 
 def layer(operator, shape, constants, attributes):
     """A graph of one node on rows x of that shape."""
     names = [f"c{i}" for i in range(len(constants))]
     inputs = [np.empty((2, *shape), np.float32), *constants]
+    coded = [not isinstance(a, np.ndarray) for a in inputs]
     forms = operators()[operator].forms(
-        [Form(a.shape, a.dtype, a if i else None) for i, a in enumerate(inputs)], attributes
+        [
+            Form(a.shape, a.dtype, a if i and not c else None)
+            for i, (a, c) in enumerate(zip(inputs, coded, strict=True))
+        ],
+        attributes,
     )
     outputs = [f"y{i}" for i in range(len(forms))]
     return Graph(
         [Node(operator, ("x", *names), outputs, attributes)],
         [Value("x", "float32", ("N", *shape))],
-        [Value(n, "float32", ("N", *f.shape[1:])) for n, f in zip(outputs, forms, strict=True)],
-        {name: Raw(a) for name, a in zip(names, constants, strict=True)},
+        [Value(n, f.dtype.name, ("N", *f.shape[1:])) for n, f in zip(outputs, forms, strict=True)],
+        {
+            name: Raw(a) if isinstance(a, np.ndarray) else a
+            for name, a in zip(names, constants, strict=True)
+        },
     )
 
 
