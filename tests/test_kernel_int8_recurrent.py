@@ -3,55 +3,22 @@
 import numpy as np
 import pytest
 from nodes import compiled, defined, level, plan_of  # noqa: F401 - a fixture
-from oracles import THREADS
+from recurrent import SIZES, a_row_alone_gets_the_same_bits, agree, case, each_of
 
 from fastvq.runtime.definitions.recurrent import DIRECTIONS
 from fastvq.runtime.lowering import integers
 
-LAYERS = [
+each_layer = each_of(
     ("DynamicLSTM", 4, {}),
     ("DynamicGRU", 3, {}),
     ("DynamicGRU", 3, {"linear_before_reset": True}),
-]
-# Rows, steps, features, units: one of each, and around tiles, blocks and vectors.
-SIZES = [(1, 1, 1, 1), (3, 4, 5, 7), (2, 9, 16, 8), (5, 3, 31, 17), (35, 4, 9, 33), (16, 2, 3, 64)]
-each_layer = pytest.mark.parametrize(("operator", "gates", "attributes"), LAYERS)
+)
 
 
 @pytest.fixture(autouse=True)
 def threads_at_once(monkeypatch):
     """As many threads as a test asks for, however little there is to do."""
     monkeypatch.setattr(integers, "_THREAD_PRODUCTS", 1)
-
-
-def case(operator, gates, sizes, direction, optional=True, lengths=np.int32):
-    """Inputs in the operator's order, and which of them a model has as constants."""
-    n, t, k, units = sizes
-    rng = np.random.default_rng(n + t + k + units)
-    d = len(DIRECTIONS[direction])
-
-    def some(*shape):
-        return rng.standard_normal(shape).astype(np.float32)
-
-    def rows(width):
-        return rng.integers(-128, 128, (d * gates * units, width), dtype=np.int8)
-
-    def scales(width):
-        return (rng.random(d * gates * units) / 60 / width**0.5).astype(np.float32)
-
-    arrays = [some(n, t, k), rows(k), rows(units), scales(k), scales(units)]
-    biases = [some(d, gates * units) for _ in range(2 if operator == "DynamicGRU" else 1)]
-    if not optional:
-        return arrays, [1, 2, 3, 4]
-    states = [some(n, d, units) for _ in range(2 if operator == "DynamicLSTM" else 1)]
-    row_lengths = None if lengths is None else rng.integers(0, t + 2, n).astype(lengths)
-    return [*arrays, *biases, row_lengths, *states], list(range(1, 5 + len(biases)))
-
-
-def agree(found, wanted):
-    for a, b in zip(found, wanted, strict=True):
-        assert (a.shape, a.dtype) == (b.shape, b.dtype)
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=3e-6)
 
 
 @each_layer
@@ -86,17 +53,7 @@ def test_steps_one_by_one_are_the_whole(operator, gates, attributes, direction, 
 
 @each_layer
 def test_a_row_alone_gets_the_same_bits(operator, gates, attributes):
-    attributes = {**attributes, "direction": "bidirectional"}
-    arrays, known = case(operator, gates, (37, 5, 9, 19), "bidirectional")
-    whole = compiled(operator, arrays, known, **attributes)
-    for threads in THREADS:
-        again = compiled(operator, arrays, known, threads, **attributes)
-        assert [a.tobytes() for a in again] == [a.tobytes() for a in whole]
-    for first, last in [(0, 1), (5, 7), (30, 37)]:
-        part = [a if i in known else a[first:last] for i, a in enumerate(arrays)]
-        found = compiled(operator, part, known, **attributes)
-        for a, b in zip(found, whole, strict=True):
-            assert a.tobytes() == b[first:last].tobytes()
+    a_row_alone_gets_the_same_bits(operator, gates, attributes)
 
 
 def test_many_steps_stay_near_the_definition():

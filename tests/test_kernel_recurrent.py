@@ -3,53 +3,24 @@
 import numpy as np
 import pytest
 from nodes import compiled, defined, level, plan_of  # noqa: F401 - a fixture
-from oracles import THREADS
+from recurrent import SIZES, a_row_alone_gets_the_same_bits, agree, case, each_of
 
 from fastvq.runtime.definitions.recurrent import DIRECTIONS
 from fastvq.runtime.lowering import recurrent
 
-LAYERS = [
+each_layer = each_of(
     ("LSTM", 4, {}),
     ("GRU", 3, {}),
     ("GRU", 3, {"linear_before_reset": True}),
     ("RNN", 1, {}),
     ("RNN", 1, {"activation": "relu"}),
-]
-# Rows, steps, features, units: one of each, and around tiles, blocks and vectors.
-SIZES = [(1, 1, 1, 1), (3, 4, 5, 7), (2, 9, 16, 8), (5, 3, 31, 17), (33, 6, 9, 33), (16, 2, 3, 64)]
-each_layer = pytest.mark.parametrize(("operator", "gates", "attributes"), LAYERS)
+)
 
 
 @pytest.fixture(autouse=True)
 def threads_at_once(monkeypatch):
     """As many threads as a test asks for, however little there is to do."""
     monkeypatch.setattr(recurrent, "WORK", 1)
-
-
-def case(operator, gates, sizes, direction, optional=True, lengths=np.int32):
-    """Inputs in the operator's order, and which of them a model has as constants."""
-    n, t, k, units = sizes
-    rng = np.random.default_rng(n + t + k + units)
-    d = len(DIRECTIONS[direction])
-
-    def some(*shape):
-        return (rng.standard_normal(shape) / shape[-1] ** 0.5).astype(np.float32)
-
-    x = rng.standard_normal((n, t, k)).astype(np.float32)
-    arrays = [x, some(d, gates * units, k), some(d, gates * units, units)]
-    biases = [some(d, gates * units) for _ in range(2 if operator == "GRU" else 1)]
-    known = list(range(1, 3 + len(biases))) if optional else [1, 2]
-    if not optional:
-        return arrays, known
-    states = [some(n, d, units) for _ in range(2 if operator == "LSTM" else 1)]
-    row_lengths = None if lengths is None else rng.integers(0, t + 2, n).astype(lengths)
-    return [*arrays, *biases, row_lengths, *states], known
-
-
-def agree(found, wanted):
-    for a, b in zip(found, wanted, strict=True):
-        assert (a.shape, a.dtype) == (b.shape, b.dtype)
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=3e-6)
 
 
 @each_layer
@@ -65,17 +36,7 @@ def test_layers_agree_with_their_definitions(operator, gates, attributes, direct
 
 @each_layer
 def test_a_row_alone_gets_the_same_bits(operator, gates, attributes):
-    attributes = {**attributes, "direction": "bidirectional"}
-    arrays, known = case(operator, gates, (37, 5, 9, 19), "bidirectional")
-    whole = compiled(operator, arrays, known, **attributes)
-    for threads in THREADS:
-        again = compiled(operator, arrays, known, threads, **attributes)
-        assert [a.tobytes() for a in again] == [a.tobytes() for a in whole]
-    for first, last in [(0, 1), (5, 7), (30, 37)]:
-        part = [a if i in known else a[first:last] for i, a in enumerate(arrays)]
-        found = compiled(operator, part, known, **attributes)
-        for a, b in zip(found, whole, strict=True):
-            assert a.tobytes() == b[first:last].tobytes()
+    a_row_alone_gets_the_same_bits(operator, gates, attributes)
 
 
 def test_steps_one_by_one_are_the_whole():
