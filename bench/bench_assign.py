@@ -125,10 +125,7 @@ def contestants(n_rows, codebook, n_threads, options) -> dict:
 def measure_case(case, X, codebook, n_threads, options, assigners) -> list[dict]:
     timings = timing.take_turns(
         {name: lambda assign=assign: assign(X) for name, assign in assigners.items()},
-        repeats=options.repeats,
-        budget=options.budget,
-        pause=timing.pause_for(n_threads),
-        clock=options.clock,
+        **timing.as_told(options, n_threads),
     )
     excess = answers.excesses(X, codebook, {name: t.answer for name, t in timings.items()})
     shape = [*X.shape, len(codebook)]

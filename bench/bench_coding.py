@@ -102,10 +102,7 @@ def _approximate(case, n, d, k, n_threads, options):
 def _records(case, runs, n_threads, options, **more):
     timings = timing.take_turns(
         runs,
-        repeats=options.repeats,
-        budget=options.budget,
-        pause=timing.pause_for(n_threads),
-        clock=options.clock,
+        **timing.as_told(options, n_threads),
     )
     records = [
         report.record(case, n_threads, name, measured, **more) for name, measured in timings.items()

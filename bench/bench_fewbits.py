@@ -11,7 +11,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from bench import bench_int8, data, report, timing
+from bench import bench_int8, data, report, sessions, timing
 from bench.options import Options
 
 #: rows, outputs, inputs
@@ -123,8 +123,7 @@ def torch_int8(case, n_threads):
 
 def onnxruntime_nbits(case, n_threads):
     """MatMulNBits with rows as bytes (accuracy_level 4), its fastest."""
-    import onnxruntime
-    from onnx import TensorProto, helper, numpy_helper
+    from onnx import TensorProto, helper
 
     codes, weight = case.codes, case.weights["int4"]
     n, k = codes.shape
@@ -133,25 +132,11 @@ def onnxruntime_nbits(case, n_threads):
         "MatMulNBits", ["x", "w", "s"], ["y"], domain="com.microsoft",
         K=k, N=n, bits=4, block_size=GROUP, accuracy_level=4,
     )  # fmt: skip
-    graph = helper.make_graph(
-        [node],
-        "product",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, None)],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
-        [
-            numpy_helper.from_array(packed, "w"),
-            numpy_helper.from_array(weight.scales.astype(np.float32).ravel(), "s"),
-        ],
-    )
-    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
-    model = helper.make_model(graph, opset_imports=opsets)
-    model.ir_version = 8
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = n_threads
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    return lambda: session.run(None, {"x": case.real})[0]
+    constants = {"w": packed, "s": weight.scales.astype(np.float32).ravel()}
+    kinds = TensorProto.FLOAT, TensorProto.FLOAT
+    opsets = [("com.microsoft", 1)]
+    run = sessions.onnxruntime_product([node], kinds, constants, n_threads, opsets)
+    return lambda: run(case.real)
 
 
 CONTESTANTS = {
@@ -162,19 +147,6 @@ CONTESTANTS = {
     "fastvq int8": fastvq_int8,
     **{f"fastvq {name}": fastvq_few(name) for name in OURS_FEW},
 }
-
-
-def contestants(case, n_threads, options) -> dict:
-    """Name to what is timed; who is not installed is left out."""
-    found = {}
-    for name, make in CONTESTANTS.items():
-        if name.startswith("fastvq") and options.peers_only:
-            continue
-        try:
-            found[name] = make(case, n_threads)
-        except ImportError:
-            continue
-    return found
 
 
 # -- measuring -------------------------------------------------------------------------------------
@@ -192,11 +164,8 @@ def measure(options: Options) -> dict:
 
 def _measure_one(label, case, n_threads, options):
     taken = timing.take_turns(
-        contestants(case, n_threads, options),
-        repeats=10 * options.repeats,
-        budget=options.budget / 4,
-        pause=timing.pause_for(n_threads),
-        clock=options.clock,
+        bench_int8.installed(CONTESTANTS, case, n_threads, options),
+        **timing.as_told(options, n_threads, repeats=10, budget=1 / 4),
     )
     new = []
     for name, one in taken.items():
@@ -233,7 +202,7 @@ def tables(measured: dict) -> str:
         ])  # fmt: skip
     header = ["M×N×K", *names, "int4 to int8", "int4 to MatMulNBits"]
     text = report.table(header, rows)
-    return text + ("\n\nBelow what is wanted: " + "; ".join(notes) + "." if notes else "")
+    return text + report.below(notes)
 
 
 # -- pytest-benchmark ---------------------------------------------------------------------------

@@ -279,10 +279,7 @@ def race(case, X, fits: dict[str, Iterating], target, n_threads, options) -> lis
             missed.append({"name": name, "table": "missed", "above": inertia / target - 1})
     timings = timing.take_turns(
         runs,
-        repeats=options.repeats,
-        budget=options.budget,
-        pause=timing.pause_for(n_threads),
-        clock=options.clock,
+        **timing.as_told(options, n_threads),
         timings=firsts,
     )
     records = [

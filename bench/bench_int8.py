@@ -14,7 +14,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from bench import data, report, timing
+from bench import data, report, sessions, timing
 from bench.options import Options
 
 #: ratio to the fastest peer: of each case, and the geometric mean
@@ -53,34 +53,14 @@ class Case:
 # -- contestants -----------------------------------------------------------------------------------
 
 
-def _session(nodes, inputs, outputs, constants, n_threads):
-    import onnxruntime
-    from onnx import helper, numpy_helper
-
-    graph = helper.make_graph(
-        nodes,
-        "product",
-        [helper.make_tensor_value_info("x", inputs, None)],
-        [helper.make_tensor_value_info("y", outputs, None)],
-        [numpy_helper.from_array(a, name) for name, a in constants.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
-    model.ir_version = 8
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = n_threads
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    return lambda X: session.run(None, {"x": X})[0]
-
-
 def onnxruntime_integers(case, n_threads):
     """MatMulInteger of u8 rows and an s8 weight, its fastest pair."""
     from onnx import TensorProto, helper
 
     nodes = [helper.make_node("MatMulInteger", ["x", "w", "z"], ["y"])]
     constants = {"w": np.ascontiguousarray(case.weight.T), "z": np.array(128, np.uint8)}
-    run = _session(nodes, TensorProto.UINT8, TensorProto.INT32, constants, n_threads)
+    kinds = TensorProto.UINT8, TensorProto.INT32
+    run = sessions.onnxruntime_product(nodes, kinds, constants, n_threads)
     raised = (case.X.astype(np.int16) + 128).astype(np.uint8)
     return lambda: run(raised)
 
@@ -98,7 +78,8 @@ def onnxruntime_floats(case, n_threads):
         node("Mul", ["real", "scales"], ["y"]),
     ]
     constants = {"w": np.ascontiguousarray(case.weight.T), "scale": case.scale}
-    run = _session(nodes, TensorProto.FLOAT, TensorProto.FLOAT, constants, n_threads)
+    kinds = TensorProto.FLOAT, TensorProto.FLOAT
+    run = sessions.onnxruntime_product(nodes, kinds, constants, n_threads)
     return lambda: run(case.real)
 
 
@@ -164,11 +145,16 @@ CONTESTANTS = {
 
 def contestants(job, case, n_threads, options) -> dict:
     """Name to what is timed; who is not installed, or single-threaded, is left out."""
+    several = {name for name in CONTESTANTS[job] if name != "numkong" or n_threads == 1}
+    makers = {name: make for name, make in CONTESTANTS[job].items() if name in several}
+    return installed(makers, case, n_threads, options)
+
+
+def installed(makers, case, n_threads, options) -> dict:
+    """Name to what is timed, of those who are here and wanted."""
     found = {}
-    for name, make in CONTESTANTS[job].items():
-        if (name.startswith("fastvq") and options.peers_only) or (
-            name == "numkong" and n_threads > 1
-        ):
+    for name, make in makers.items():
+        if name.startswith("fastvq") and options.peers_only:
             continue
         try:
             found[name] = make(case, n_threads)
@@ -194,10 +180,7 @@ def measure(options: Options) -> dict:
 def _measure_one(label, job, case, n_threads, options):
     taken = timing.take_turns(
         contestants(job, case, n_threads, options),
-        repeats=20 * options.repeats,
-        budget=options.budget / 8,
-        pause=timing.pause_for(n_threads),
-        clock=options.clock,
+        **timing.as_told(options, n_threads, repeats=20, budget=1 / 8),
     )
     new = [
         report.record(
@@ -269,7 +252,7 @@ def tables(measured: dict) -> str:
     for job, found in ratios.items():
         text += f"\n\n{job}: geometric mean {report.geometric_mean(found):.2f}× the fastest peer"
         text += f" (wanted: {WANTED_MEAN}×)"
-    return text + ("\n\nBelow what is wanted: " + "; ".join(notes) + "." if notes else "")
+    return text + report.below(notes)
 
 
 # -- pytest-benchmark ---------------------------------------------------------------------------

@@ -11,16 +11,14 @@ Weights have to be trained: fresh ones are spread evenly over their range, which
 
 from __future__ import annotations
 
-import io
 import tempfile
 from functools import cache, partial
 from importlib.util import find_spec
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
-from bench import bench_runtime, report, timing
+from bench import bench_runtime, report, sessions, timing
 from bench.options import Options
 
 #: the best peer's time over our best that is wanted, by the model and the rows in a call
@@ -64,26 +62,15 @@ def _trained(model, x, y):
 
 @cache
 def mlp():
-    import torch
-
-    torch.manual_seed(0)
-    layers = []
-    for n_in, n_out in pairwise((784, 512, 512, 10)):
-        layers += [torch.nn.Linear(n_in, n_out), torch.nn.ReLU()]
     x, y = _pictures()
     x = x.reshape(len(x), -1)
-    return _trained(torch.nn.Sequential(*layers[:-1]), x, y), lambda n: (x[:n],)
+    return _trained(bench_runtime.fresh_mlp(), x, y), lambda n: (x[:n],)
 
 
 @cache
 def lenet():
-    import torch
-
-    from fastvq.demo.networks import LeNet
-
-    torch.manual_seed(0)
     x, y = _pictures()
-    return _trained(LeNet(), x, y), lambda n: (x[:n],)
+    return _trained(bench_runtime.fresh_lenet(), x, y), lambda n: (x[:n],)
 
 
 @cache
@@ -127,7 +114,7 @@ def examples(name):
 @cache
 def onnx_bytes(name) -> bytes:
     model, inputs = MODELS[name]()
-    return bench_runtime.torch_onnx(model, inputs(2))
+    return sessions.torch_onnx(model, inputs(2))
 
 
 @cache
@@ -165,27 +152,13 @@ class _Reader:
 
 
 def onnxruntime_contestant(kind, name, n_threads):
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = n_threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(
-        quantized_onnx(name, kind), options, providers=["CPUExecutionProvider"]
-    )
+    session = sessions.onnxruntime_session(quantized_onnx(name, kind), n_threads)
     names = [each.name for each in session.get_inputs()]
     return lambda *x: session.run(None, dict(zip(names, x, strict=True)))[0]
 
 
 def openvino_contestant(name, n_threads):
-    import openvino
-
-    core = openvino.Core()
-    core.set_property("CPU", {"INFERENCE_NUM_THREADS": n_threads, "PERFORMANCE_HINT": "LATENCY"})
-    model = core.read_model(io.BytesIO(quantized_onnx(name, "static")))
-    request = core.compile_model(model).create_infer_request()
-    return lambda *x: next(iter(request.infer(list(x)).values()))
+    return sessions.openvino_call(quantized_onnx(name, "static"), n_threads)
 
 
 def fastvq_contestant(kind, name, n_threads):
@@ -226,13 +199,7 @@ def contestants(name, n_threads, options) -> dict:
 
 
 def measure(options: Options) -> dict:
-    records = []
-    for n_threads in options.threads:
-        with timing.thread_limit(n_threads):
-            for name in MODELS:
-                if options.only.lower() in name.lower():
-                    records += _measure_model(name, n_threads, options)
-    return {"records": records}
+    return {"records": bench_runtime.measured_models(MODELS, _measure_model, options)}
 
 
 def _measure_model(name, n_threads, options) -> list[dict]:
@@ -248,10 +215,7 @@ def _measure_model(name, n_threads, options) -> list[dict]:
         calls = bench_runtime.repeated({who: partial(run, *x) for who, run in runs.items()})
         timings = timing.take_turns(
             {who: call for who, (call, _) in calls.items()},
-            repeats=options.repeats,
-            budget=options.budget / 4,
-            pause=timing.pause_for(n_threads),
-            clock=options.clock,
+            **timing.as_told(options, n_threads, budget=1 / 4),
         )
         some = [
             report.record(
@@ -293,7 +257,7 @@ def tables(measured: dict) -> str:
             notes.append(f"{what}: slower than our float32, {gain:.2f}×")
     header = ["call: µs (dB)", *names, "to the best peer", "to our float32"]
     text = report.table(header, rows)
-    return text + ("\n\nBelow what is wanted: " + "; ".join(notes) + "." if notes else "")
+    return text + report.below(notes)
 
 
 def _cell(record):

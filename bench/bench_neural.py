@@ -79,10 +79,7 @@ def _job(case, job, layers, x, losses, n_threads, options):
 
     timings = timing.take_turns(
         {name: lambda layer=layer: run(layer) for name, layer in layers.items()},
-        repeats=options.repeats,
-        budget=options.budget,
-        pause=timing.pause_for(n_threads),
-        clock=options.clock,
+        **timing.as_told(options, n_threads),
     )
     records = [
         report.record(f"{case}, {job}", n_threads, name, measured, loss=losses[name][-1])

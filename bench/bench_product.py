@@ -114,10 +114,7 @@ def _measure_training(case, X, rotation, n_threads, options) -> list[dict]:
 def _timed(contestants, n_threads, options):
     return timing.take_turns(
         contestants,
-        repeats=options.repeats,
-        budget=options.budget,
-        pause=timing.pause_for(n_threads),
-        clock=options.clock,
+        **timing.as_told(options, n_threads),
     )
 
 
@@ -144,4 +141,4 @@ def tables(measured: dict) -> str:
                 notes.append(f"{name}: NOT THE SAME ANSWER ({mine['agreed']:.4%} agree)")
         rows.append(row)
     text = report.table(["job", "faiss", "fastvq", "ratio", "of minima", "error"], rows)
-    return text + ("\n\nBelow what is wanted: " + "; ".join(notes) + "." if notes else "")
+    return text + report.below(notes)

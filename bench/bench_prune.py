@@ -80,10 +80,7 @@ JOBS = {"transform": transforms, "fit": fits}
 def _measure_case(case, job, X, codebook, n_threads, options) -> list[dict]:
     timings = timing.take_turns(
         JOBS[job](X, codebook, n_threads),
-        repeats=options.repeats,
-        budget=options.budget,
-        pause=timing.pause_for(n_threads),
-        clock=options.clock,
+        **timing.as_told(options, n_threads),
     )
     same = same_answer(timings["plain"].answer, timings["chosen"].answer)
     records = [
@@ -123,7 +120,7 @@ def tables(measured: dict) -> str:
             notes.append(f"{name}: {ratio:.2f}× of {wanted[case]:.2f}×")
     header = ["n×d, k, job", "plain tile", "chosen plan", "ratio", "of minima", "answers"]
     text = report.table(header, rows)
-    return text + ("\n\nBelow what is wanted: " + "; ".join(notes) + "." if notes else "")
+    return text + report.below(notes)
 
 
 # -- pytest-benchmark ---------------------------------------------------------------------------

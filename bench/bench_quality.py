@@ -12,17 +12,16 @@ nearest of the other texts is the same. Fashion-MNIST: accuracy of networks trai
 
 from __future__ import annotations
 
-import io
+import os
 import sys
 import tempfile
-import warnings
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
-from bench import report
+from bench import report, sessions
 from bench.options import Options
 
 #: what is to be reached, by case and contestant: measure to (comparison, value)
@@ -254,33 +253,18 @@ def _dynamic(path, out):
 
 @cache
 def _exported(case) -> bytes:
-    from bench.bench_runtime import torch_onnx
     from fastvq.demo.minilm import load_minilm
     from fastvq.demo.mobilenet import load_mobilenet
 
     if case == "mobilenet":
-        return torch_onnx(load_mobilenet(), (np.zeros((2, 3, 224, 224), np.float32),))
-    import torch
-
-    file, words = io.BytesIO(), torch.ones((2, 8), dtype=torch.int64)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            load_minilm(), (words, words), file, dynamo=False, opset_version=17,
-            input_names=["x0", "x1"], output_names=["y"],
-            dynamic_axes={"x0": {0: "N", 1: "T"}, "x1": {0: "N", 1: "T"}},
-        )  # fmt: skip
-    return file.getvalue()
+        picture = np.zeros((2, 3, 224, 224), np.float32)
+        return sessions.torch_onnx(load_mobilenet(), (picture,))
+    words = np.ones((2, 8), np.int64)
+    return sessions.torch_onnx(load_minilm(), (words, words), ("N", "T"))
 
 
 def _session(path):
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(
-        path.read_bytes(), options, providers=["CPUExecutionProvider"]
-    )
+    session = sessions.onnxruntime_session(path.read_bytes(), os.cpu_count())
     names = [value.name for value in session.get_inputs()]
     return lambda *x: session.run(None, dict(zip(names, x, strict=True)))[0]
 

@@ -81,10 +81,7 @@ def _measure_case(case, method, beam_width, X, n, n_threads, options) -> list[di
     rows = np.ascontiguousarray(X[:n])
     timings = timing.take_turns(
         {name: lambda encode=encode: encode(rows) for name, (encode, _) in coders.items()},
-        repeats=options.repeats,
-        budget=options.budget,
-        pause=timing.pause_for(n_threads),
-        clock=options.clock,
+        **timing.as_told(options, n_threads),
     )
     records = []
     for name, (_, decode) in coders.items():
@@ -109,4 +106,4 @@ def tables(measured: dict) -> str:
         if error > 1:
             notes.append(f"{what}: a LARGER ERROR than faiss's")
     text = report.table(["case", "faiss", "fastvq", "ratio", "error / faiss's"], rows)
-    return text + ("\n\nBelow what is wanted: " + "; ".join(notes) + "." if notes else "")
+    return text + report.below(notes)

@@ -7,15 +7,13 @@ more than 1e-4 of the largest value is told.
 
 from __future__ import annotations
 
-import io
-import warnings
 from functools import cache, partial
 from importlib.util import find_spec
 from itertools import pairwise
 
 import numpy as np
 
-from bench import report, timing
+from bench import report, sessions, timing
 from bench.options import Options
 
 #: the best peer's time over ours that is wanted, by the model and the rows in a call
@@ -38,26 +36,33 @@ WORDS = 32  # a sentence's length in MiniLM
 # -- models: each gives what torch or scikit-learn runs, and inputs for n rows -------------------
 
 
-@cache
-def mlp():
+def fresh_mlp():
     import torch
 
     torch.manual_seed(0)
-    sizes = (784, 512, 512, 10)
     layers = []
-    for n_in, n_out in pairwise(sizes):
+    for n_in, n_out in pairwise((784, 512, 512, 10)):
         layers += [torch.nn.Linear(n_in, n_out), torch.nn.ReLU()]
-    return torch.nn.Sequential(*layers[:-1]).eval(), lambda n: (normal(n, 784),)
+    return torch.nn.Sequential(*layers[:-1])
 
 
-@cache
-def lenet():
+def fresh_lenet():
     import torch
 
     from fastvq.demo.networks import LeNet
 
     torch.manual_seed(0)
-    return LeNet().eval(), lambda n: (normal(n, 1, 28, 28),)
+    return LeNet()
+
+
+@cache
+def mlp():
+    return fresh_mlp().eval(), lambda n: (normal(n, 784),)
+
+
+@cache
+def lenet():
+    return fresh_lenet().eval(), lambda n: (normal(n, 1, 28, 28),)
 
 
 @cache
@@ -112,21 +117,7 @@ def onnx_bytes(name) -> bytes:
 
         options = {id(model): {"zipmap": False}}
         return to_onnx(model, inputs(1)[0], options=options).SerializeToString()
-    return torch_onnx(model, inputs(2))
-
-
-def torch_onnx(model, arrays) -> bytes:
-    import torch
-
-    file = io.BytesIO()
-    names = [f"x{i}" for i in range(len(arrays))]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            model, tuple(map(torch.tensor, arrays)), file, dynamo=False, opset_version=17,
-            input_names=names, output_names=["y"], dynamic_axes={n: {0: "N"} for n in names},
-        )  # fmt: skip
-    return file.getvalue()
+    return sessions.torch_onnx(model, inputs(2))
 
 
 def fastvq_contestant(name, n_threads):
@@ -141,14 +132,7 @@ def fastvq_contestant(name, n_threads):
 
 
 def onnxruntime_contestant(name, n_threads):
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = n_threads
-    options.inter_op_num_threads = 1
-    session = onnxruntime.InferenceSession(
-        onnx_bytes(name), options, providers=["CPUExecutionProvider"]
-    )
+    session = sessions.onnxruntime_session(onnx_bytes(name), n_threads)
     names = [each.name for each in session.get_inputs()]
     output = [session.get_outputs()[-1].name]
     return lambda *x: session.run(output, dict(zip(names, x, strict=True)))[0]
@@ -168,17 +152,9 @@ def torch_contestant(name, n_threads):
 
 
 def openvino_contestant(name, n_threads):
-    import openvino
-
     if name == "forest":
         return None
-    core = openvino.Core()
-    core.set_property("CPU", {"INFERENCE_NUM_THREADS": n_threads, "PERFORMANCE_HINT": "LATENCY"})
-    core.set_property("CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    request = core.compile_model(
-        core.read_model(io.BytesIO(onnx_bytes(name)))
-    ).create_infer_request()
-    return lambda *x: next(iter(request.infer(list(x)).values()))
+    return sessions.openvino_call(onnx_bytes(name), n_threads, INFERENCE_PRECISION_HINT="f32")
 
 
 def sklearn_contestant(name, n_threads):
@@ -202,13 +178,17 @@ def contestants(name, n_threads) -> dict:
 
 
 def measure(options: Options) -> dict:
+    return {"records": measured_models(MODELS, _measure_model, options)}
+
+
+def measured_models(models, measure_model, options) -> list[dict]:
     records = []
     for n_threads in options.threads:
         with timing.thread_limit(n_threads):
-            for name in MODELS:
+            for name in models:
                 if options.only.lower() in name.lower():
-                    records += _measure_model(name, n_threads, options)
-    return {"records": records}
+                    records += measure_model(name, n_threads, options)
+    return records
 
 
 def _measure_model(name, n_threads, options) -> list[dict]:
@@ -219,10 +199,7 @@ def _measure_model(name, n_threads, options) -> list[dict]:
         calls = repeated({who: partial(run, *x) for who, run in runs.items()})
         timings = timing.take_turns(
             {who: call for who, (call, _) in calls.items()},
-            repeats=options.repeats,
-            budget=options.budget / 4,
-            pause=timing.pause_for(n_threads),
-            clock=options.clock,
+            **timing.as_told(options, n_threads, budget=1 / 4),
         )
         expected = timings["onnxruntime"].answer
         some = [
@@ -271,7 +248,7 @@ def tables(measured: dict) -> str:
         if by_name["fastvq"]["error"] > ALIKE:
             notes.append(f"{what}: ANSWERS DIFFER by {by_name['fastvq']['error']:.1e}")
     text = report.table(["call", *names, "ratio"], rows)
-    return text + ("\n\nBelow what is wanted: " + "; ".join(notes) + "." if notes else "")
+    return text + report.below(notes)
 
 
 def _micro(seconds):

@@ -112,10 +112,7 @@ def _values(n, k, options):
 def _take_turns(contestants, n_threads, options):
     return timing.take_turns(
         contestants,
-        repeats=options.repeats,
-        budget=options.budget,
-        pause=timing.pause_for(n_threads),
-        clock=options.clock,
+        **timing.as_told(options, n_threads),
     )
 
 
@@ -136,7 +133,7 @@ def tables(measured: dict) -> str:
     text = report.table(["n×d", "copy", "faiss", "fastvq", "to faiss", "to copying"], rows)
     header = ["n, k", "kmeans1d", "fastvq", "ratio", "inertia"]
     text += "\n\n" + report.table(header, best)
-    return text + ("\n\nBelow what is wanted: " + "; ".join(notes) + "." if notes else "")
+    return text + report.below(notes)
 
 
 def _coder_rows(where, by_name, notes):

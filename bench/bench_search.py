@@ -68,10 +68,7 @@ def _measure_case(name, X, queries, truth, n_threads, options) -> list[dict]:
                 who: lambda search=search, some=some: search(some)
                 for who, search in searchers.items()
             },
-            repeats=options.repeats,
-            budget=options.budget,
-            pause=timing.pause_for(n_threads),
-            clock=options.clock,
+            **timing.as_told(options, n_threads),
         )
         records += [
             report.record(
@@ -115,7 +112,7 @@ def tables(measured: dict) -> str:
     header = [f"1M×128, {N_QUERIES} queries or one", "faiss", f"recall@{K}", "fastvq"]
     header += [f"recall@{K}", "ratio", "of minima"]
     text = report.table(header, rows)
-    return text + ("\n\nBelow what is wanted: " + "; ".join(notes) + "." if notes else "")
+    return text + report.below(notes)
 
 
 # -- pytest-benchmark ---------------------------------------------------------------------------

@@ -54,10 +54,7 @@ def _measure_case(case, X, k, n_threads, options) -> list[dict]:
     seeders = contestants(X, k, n_threads, options)
     timings = timing.take_turns(
         {name: lambda seeder=seeder: seeder(0) for name, seeder in seeders.items()},
-        repeats=options.repeats,
-        budget=options.budget,
-        pause=timing.pause_for(n_threads),
-        clock=options.clock,
+        **timing.as_told(options, n_threads),
     )
     records = []
     for name, seeder in seeders.items():
@@ -90,7 +87,7 @@ def tables(measured: dict) -> str:
     header = ["n×d, k", "faiss, 1 trial", "potential", "sklearn", "potential"]
     header += ["fastvq", "potential", "ratio", "of minima"]
     text = report.table(header, rows)
-    return text + ("\n\nBelow what is wanted: " + "; ".join(notes) + "." if notes else "")
+    return text + report.below(notes)
 
 
 # -- pytest-benchmark ---------------------------------------------------------------------------

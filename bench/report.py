@@ -21,6 +21,11 @@ RESULTS = Path(__file__).parent / "results"
 # -- text ---------------------------------------------------------------------------------------
 
 
+def below(notes: Sequence[str]) -> str:
+    """A paragraph that tells what was missed; "" for nothing."""
+    return f"\n\nBelow what is wanted: {'; '.join(notes)}." if notes else ""
+
+
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """A markdown table whose columns line up in a terminal too; None is an empty cell."""
     cells = [list(header), *(["" if cell is None else str(cell) for cell in row] for row in rows)]

@@ -109,6 +109,16 @@ def take_turns(
     return timings
 
 
+def as_told(options, n_threads: int, *, repeats: int = 1, budget: float = 1.0) -> dict:
+    """What `take_turns` takes, by the command line; so many times its repeats and its budget."""
+    return {
+        "repeats": repeats * options.repeats,
+        "budget": budget * options.budget,
+        "pause": pause_for(n_threads),
+        "clock": options.clock,
+    }
+
+
 def _has_run_enough(timing: Timing, everyone, round_number: int) -> bool:
     if len(timing.seconds) > round_number:  # its first run was long and has been counted
         return True
