@@ -10,33 +10,15 @@ from libc.stdint cimport int8_t, int32_t, int64_t, uint32_t
 from libc.string cimport memcpy, memset
 
 from fastvq._kernels.call cimport Call, entry
+from fastvq._kernels.jobs cimport (
+    DOT_COLUMNS, FROM_FLOAT, TO_FLOAT, Job, Span, block_bytes, dot_group, dot_offset, dot_step,
+    int8_fill, int8_multiply, job_panels,
+)
 
 cdef extern from "int8_recurrent.h" nogil:
     enum:
         LSTM_LAYER
         GRU_LAYER
-        DOT_COLUMNS
-        FROM_FLOAT
-        TO_FLOAT
-    int dot_group(int form)
-    int dot_step(int form)
-    int dot_offset(int form)
-    ctypedef struct Span:
-        int64_t group, count
-    ctypedef struct Job:
-        int input "from"
-        int to
-        const void *x
-        int64_t rows, width, columns, stride, groups, out_stride
-        int form, offset
-        const int8_t *panels
-        const Span *spans
-        const uint32_t *orders
-        const int32_t *column_sums
-        const float *multiplier
-        const float *bias
-        float low, high
-        void *y
     ctypedef struct Row:
         Py_ssize_t units
         const float *projected
@@ -44,10 +26,6 @@ cdef extern from "int8_recurrent.h" nogil:
         float *state
         float *cell
         float *reset
-    int64_t job_panels(const Job *)
-    int64_t block_bytes(int form, int64_t rows, int64_t width)
-    void int8_fill(const Job *, int64_t, int64_t, int64_t, char *)
-    void int8_multiply(const Job *, int64_t, int64_t, int64_t, int64_t, int64_t, char *)
     void reset_row(const Row *)
     void step_row(int layer, const Row *)
 
