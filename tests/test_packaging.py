@@ -123,7 +123,7 @@ def copy_sources(tree, kernels=True):
         if not kernels:
             ignored += ["[a-z]*.pyx", "[a-z]*.pxd", "[a-z]*.h"]
         shutil.copytree(CHECKOUT / name, tree / name, ignore=shutil.ignore_patterns(*ignored))
-    for name in ("call.h", "call.pxd"):  # what the baseline module _program is made of
+    for name in ("call.h", "call.pxd", "habit.h"):  # what the baseline module _program is made of
         shutil.copy(CHECKOUT / "fastvq" / "_kernels" / name, tree / "fastvq" / "_kernels")
 
 
