@@ -24,7 +24,7 @@ from sklearn.mixture import BayesianGaussianMixture, GaussianMixture
 from sklearn.model_selection import FixedThresholdClassifier, TunedThresholdClassifierCV
 from sklearn.multiclass import OneVsOneClassifier, OutputCodeClassifier
 from sklearn.multioutput import ClassifierChain, RegressorChain
-from sklearn.neighbors import NeighborhoodComponentsAnalysis
+from sklearn.neighbors import LocalOutlierFactor, NeighborhoodComponentsAnalysis
 from sklearn.neural_network import BernoulliRBM
 from sklearn.pipeline import make_pipeline
 from sklearn.semi_supervised import SelfTrainingClassifier
@@ -64,6 +64,8 @@ UNSUPERVISED = [
     OneClassSVM(),
     lm.SGDOneClassSVM(**seeds),
     EllipticEnvelope(**seeds),
+    LocalOutlierFactor(novelty=True),
+    LocalOutlierFactor(7, novelty=True, metric="manhattan", contamination=0.1),
     *(GaussianMixture(3, covariance_type=c, **seeds) for c in ("full", "tied", "diag")),
     GaussianMixture(2, covariance_type="spherical", **seeds),
     BayesianGaussianMixture(n_components=3, **seeds),

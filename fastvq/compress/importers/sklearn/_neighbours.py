@@ -98,20 +98,26 @@ def nearest_centroid(b, est, columns):
 _METRICS = {1: "manhattan", 2: "euclidean", np.inf: "chebyshev"}
 
 
-def _neighbours(b, est, columns):
-    """Numbers of the nearest points, and their shares in an answer, each (N, k)."""
+def nearest_points(b, est, columns, k):
+    """Distances of the k nearest of the points that an estimator was fitted on, and their numbers,
+    each (N, k)."""
     metric = est.effective_metric_
     if metric == "minkowski":
         metric = _METRICS.get(est.effective_metric_params_.get("p", 2))
     if metric not in _METRICS.values() or est.effective_metric_params_.get("w") is not None:
         raise UnsupportedEstimator(f"{name_of(est)} with metric={est.effective_metric_!r}")
-    if est.weights not in (None, "uniform", "distance"):
-        raise UnsupportedEstimator(f"{name_of(est)} with weights of its own")
     if hasattr(est._fit_X, "toarray"):
         raise UnsupportedEstimator(f"{name_of(est)} fitted on sparse data")
-    x, k = b.plain(columns), est.n_neighbors
-    distances = b.add("Distances", x, b.real(est._fit_X, "points"), metric=metric)
-    nearest_, which = b.add("TopK", distances, b.integers(k), axis=1, largest=False, n_outputs=2)
+    points = b.real(est._fit_X, "points")
+    distances = b.add("Distances", b.plain(columns), points, metric=metric)
+    return b.add("TopK", distances, b.integers(k), axis=1, largest=False, n_outputs=2)
+
+
+def _neighbours(b, est, columns):
+    """Numbers of the nearest points, and their shares in an answer, each (N, k)."""
+    if est.weights not in (None, "uniform", "distance"):
+        raise UnsupportedEstimator(f"{name_of(est)} with weights of its own")
+    nearest_, which = nearest_points(b, est, columns, est.n_neighbors)
     if est.weights != "distance":
         return which, None
     # Where a distance is 0, the points at 0 share the answer.

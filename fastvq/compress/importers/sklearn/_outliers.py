@@ -8,13 +8,15 @@ from sklearn.covariance import EllipticEnvelope
 from sklearn.ensemble import IsolationForest
 from sklearn.linear_model import SGDOneClassSVM
 from sklearn.mixture import BayesianGaussianMixture, GaussianMixture
+from sklearn.neighbors import LocalOutlierFactor
 from sklearn.svm import OneClassSVM
 
 from fastvq.compress.importers._ensemble import Ensemble
-from fastvq.compress.importers.sklearn._neighbours import support
+from fastvq.compress.importers.sklearn._neighbours import nearest_points, support
 from fastvq.compress.importers.sklearn._parts import (
     Columns,
     Prediction,
+    UnsupportedEstimator,
     classifier,
     predictor,
 )
@@ -82,6 +84,26 @@ def elliptic_envelope(b, est, columns):
     distance = b.dense(columns.affine(est.location_), root.T)
     squared = b.reduce("sum_square", distance, [1], keep=False)
     return _outliers(b, b.unary("negative", squared), est.offset_)
+
+
+@predictor(LocalOutlierFactor)
+def local_outlier_factor(b, est, columns):
+    """-(mean density where the neighbours are) / density here; a density is one over the mean
+    distance to neighbours, that of a neighbour being at least the one to its own k-th.
+
+    (Breunig, Kriegel, Ng, Sander, "LOF: Identifying Density-Based Local Outliers", 2000)
+    """
+    if not est.novelty:
+        raise UnsupportedEstimator("LocalOutlierFactor with novelty=False")
+    k = est.n_neighbors_
+    distance, which = nearest_points(b, est, columns, k)
+    farthest = b.real(est._distances_fit_X_[:, k - 1], "farthest")
+    reach = b.binary("maximum", distance, b.add("Gather", farthest, which, axis=0))
+    spread = b.binary("add", b.reduce("mean", reach, [1], keep=False), b.real(1e-10))
+    density = b.add("Gather", b.real(est._lrd, "density"), which, axis=0)
+    mean = b.reduce("mean", density, [1], keep=False)
+    score = b.unary("negative", b.binary("multiply", mean, spread))
+    return _outliers(b, score, est.offset_)
 
 
 # ---- mixtures ------------------------------------------------------------------------------------
