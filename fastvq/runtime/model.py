@@ -282,6 +282,45 @@ class CompressedModel:
             onnx.save(model, os.fspath(path))
         return model
 
+    def to_c(self, path=None, *, name=None):
+        """The model as a header of C, for devices without Python: dense layers and trees.
+
+        It needs libm alone, keeps weights in the form in which they are stored, and computes one
+        row a call; how it is used stands at its top.
+
+        Parameters
+        ----------
+        path : str or path, optional
+            Where to write it: ``model.h``. The constants are also written as ``model.npz``.
+        name : str, optional
+            What its names begin with; by default the file's, or "model".
+
+        Returns
+        -------
+        header : str
+
+        Raises
+        ------
+        ValueError
+            For a node that is not written in C; the error names it.
+
+        Examples
+        --------
+        >>> from sklearn.linear_model import Ridge
+        >>> import fastvq
+        >>> model = fastvq.compress(Ridge().fit([[0.0, 1], [1, 1], [2, 0]], [0.0, 1, 2]))
+        >>> [line for line in model.to_c(name="line").splitlines() if line.startswith("void")]
+        ['void line_run(const float *x, float *y);', 'void line_run(const float *x, float *y)']
+        """
+        from fastvq.compress.exporters import c
+
+        if name is None:
+            name = "model" if path is None else os.path.splitext(os.path.basename(path))[0]
+        source = c.to_c(self.graph, self.metadata, name)
+        if path is not None:
+            c.save(source, os.fspath(path))
+        return source.header
+
     def __getstate__(self):
         return {"graph": self.graph, "metadata": self.metadata, "n_threads": self.n_threads}
 
