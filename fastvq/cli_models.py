@@ -1,4 +1,4 @@
-"""The commands of ``fastvq`` that deal with models: compress, check, run."""
+"""The commands of ``fastvq`` that deal with models: compress, export, check, run."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import os
 import sys
 import time
 
+from ._schemes import SCHEMES
+
 __all__ = ["add_commands", "model_lines"]
 
 _PICKLES = (".pkl", ".pickle", ".joblib")
 _SHOWN = 10  # rows of an output
-_FEW_BITS = ("int4", "codebook", "product", "sign", "auto")
 # Settings of compress, by scheme.
 _SETTINGS = {
     "int8": ("activations", "calibration", "max_drop", "size_budget", "keep"),
@@ -23,6 +24,7 @@ _SETTINGS = {
 def add_commands(add):
     """Add the commands by the function that describes one."""
     _add_compress(add)
+    _add_export(add)
     _add_check(add)
     _add_run(add)
 
@@ -46,7 +48,7 @@ def _add_compress(add):
     command.add_argument(
         "--scheme",
         default="float32",
-        choices=["float32", "float16", "int8", *_FEW_BITS],
+        choices=SCHEMES,
         help="how weights are stored; int8: how they are multiplied, too; auto: each weight as "
         "--size-budget or --max-drop permit (%(default)s)",
     )
@@ -147,6 +149,43 @@ def _add_unpickle(command):
     command.add_argument(
         "--unpickle", action="store_true", help="load a pickle, and run the code that it holds"
     )
+
+
+# ---- export ------------------------------------------------------------------------------
+
+
+def _add_export(add):
+    command = add(
+        "export",
+        _export,
+        "a model's file -> C, or ONNX",
+        "Write a model for what cannot run fastvq. C: a header of C99 that needs libm alone and "
+        "keeps weights in their few bits, for dense layers and decision trees; its constants are "
+        "also written to a .npz file beside it. ONNX: needs the package onnx.",
+        "fastvq export model.fvq --to c -o model.h",
+    )
+    command.add_argument("model", metavar="MODEL.fvq", help="the model")
+    command.add_argument(
+        "--to", choices=["c", "onnx"], help="by default as the output is named: .h or .onnx"
+    )
+    command.add_argument("-o", "--output", required=True, metavar="OUT", help="the file")
+
+
+def _export(args):
+    import fastvq
+
+    from ._files import as_output
+
+    kinds = {".h": "c", ".onnx": "onnx"}
+    to = args.to or kinds.get(os.path.splitext(args.output)[1].lower())
+    if to is None:
+        raise ValueError(f"{args.output}: end it in {' or '.join(kinds)}, or say --to")
+    as_output(args.output, [args.model])
+    model = fastvq.load(args.model)
+    if not isinstance(model, fastvq.CompressedModel):
+        raise ValueError(f"{args.model}: holds a {type(model).__name__}, not a model")
+    (model.to_c if to == "c" else model.to_onnx)(args.output)
+    print(f"{args.output}: {os.path.getsize(args.output):,} bytes, {to}")
 
 
 # ---- check -------------------------------------------------------------------------------

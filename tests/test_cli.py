@@ -29,6 +29,7 @@ COMMANDS = [
     "inspect",
     "image",
     "compress",
+    "export",
     "check",
     "run",
 ]

@@ -11,12 +11,12 @@ from sklearn.neural_network import MLPClassifier
 import fastvq
 from fastvq.compress import WeightQuantizer
 from fastvq.compress.allocate import Candidate, allocated
-from fastvq.compress.few_bits import noise
 from fastvq.compress.schemes.codebook import CodebookScheme
 from fastvq.compress.schemes.grids import encoded, matrix_of
 from fastvq.compress.schemes.grouped import GroupedScheme
 from fastvq.compress.schemes.product import ProductScheme
 from fastvq.compress.schemes.sign import SignScheme
+from fastvq.compress.writing import noise
 from fastvq.runtime import CompressedModel, Graph, Node, Value
 from fastvq.runtime.encoding import Raw
 

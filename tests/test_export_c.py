@@ -4,6 +4,8 @@ import ctypes
 import os
 import shutil
 import subprocess
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -50,6 +52,7 @@ void rows(long n, {parameters})
 
 def compiled(model, folder, name="model"):
     """A function that gives the outputs of the model in C for rows of its only input."""
+    folder = Path(tempfile.mkdtemp(dir=folder))  # a library that is loaded may not be overwritten
     source = c.to_c(model.graph, model.metadata, name)
     model.to_c(folder / f"{name}.h")
     values = [*model.graph.inputs, *model.graph.outputs]
@@ -145,7 +148,7 @@ class TestNetworks:
     @pytest.mark.parametrize(
         "estimator",
         [
-            make_pipeline(StandardScaler(), MLPRegressor((7,), max_iter=5, random_state=0)),
+            make_pipeline(StandardScaler(), MLPRegressor(hidden_layer_sizes=(7,), max_iter=5)),
             make_pipeline(MinMaxScaler(), Ridge()), Ridge(),
         ],
     )  # fmt: skip
@@ -196,7 +199,7 @@ class TestTrees:
         [
             RandomForestClassifier(12, max_depth=6, random_state=0),
             GradientBoostingClassifier(n_estimators=3, random_state=0),
-            HistGradientBoostingClassifier(max_iter=4, random_state=0),
+            HistGradientBoostingClassifier(max_iter=2, random_state=0),
             DecisionTreeClassifier(random_state=0),
         ],
         ids=lambda e: type(e).__name__,
@@ -212,7 +215,7 @@ class TestTrees:
         X, y = load_diabetes(return_X_y=True)
         for estimator in (
             ExtraTreesRegressor(7, max_depth=7, random_state=0),
-            HistGradientBoostingRegressor(max_iter=9),
+            HistGradientBoostingRegressor(max_iter=4),
         ):
             check(fastvq.compress(estimator.fit(X, y)), X[:99], tmp_path, rtol=1e-6)
 
@@ -221,7 +224,7 @@ class TestTrees:
         X = rng.integers(0, 30, (600, 4)).astype("f4")
         y = (X[:, 0] % 3 == 1) * 4 + X[:, 1] / 9 + rng.normal(size=600) / 5
         X[rng.uniform(size=X.shape) < 0.1] = np.nan
-        estimator = HistGradientBoostingRegressor(max_iter=9, categorical_features=[0, 2])
+        estimator = HistGradientBoostingRegressor(max_iter=4, categorical_features=[0, 2])
         model = fastvq.compress(estimator.fit(X, y))
         X[:5, 0] = [300, -1, 0.5, np.inf, 255]
         check(model, X, tmp_path, rtol=1e-6)
@@ -254,8 +257,11 @@ class TestOperators:
         nodes, kind = [], "float32"
         names = "x", "other"
         if function in ("and", "or", "xor"):
-            nodes = [Node("Binary", ("x", "other"), ("b",), {"function": "greater"})]
-            names, kind = ("b", "b"), "bool"
+            nodes = [
+                Node("Binary", ("x", "other"), ("b",), {"function": "greater"}),
+                Node("Unary", ("b",), ("d",), {"function": "not"}),
+            ]
+            names, kind = ("b", "d"), "bool"
         if function in ("equal", "less", "less_equal", "greater", "greater_equal"):
             kind = "bool"
         nodes.append(Node("Binary", names, ("y",), {"function": function}))
@@ -280,10 +286,10 @@ class TestOperators:
             Node("Softmax", ("x",), ("l",), {"log": True}),
         ]  # fmt: skip
         constants = {
-            "one": [1], "four": [4], "two": [2], "places": [2, 0, 0], "twice": [1, 2],
+            "one": [1], "four": [4], "two": [2], "places": [1, 0, 0], "twice": [1, 2],
             "axes": [1, 2], "zero": np.float32([0]),
         }  # fmt: skip
-        outputs = [Value("y", "float32", ("N", 9 + 12 + 3)), Value("w", "float32", ("N", 6)),
+        outputs = [Value("y", "float32", ("N", 15 + 12 + 3)), Value("w", "float32", ("N", 6)),
                    Value("m", "float32", ("N", 1, 1)), Value("n", "float32", ("N", 3)),
                    Value("l", "float32", ("N", 3, 5))]  # fmt: skip
         self.run(nodes, (3, 5), constants, outputs, tmp_path)

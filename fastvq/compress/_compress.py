@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
+from fastvq._schemes import FEW_BITS, INTEGERS, SCHEMES
 from fastvq.compress._importing import imported
 from fastvq.runtime import CompressedModel
 from fastvq.runtime.encoding import Raw
 from fastvq.runtime.ops import operators
 
 __all__ = ["SCHEMES", "compress"]
-
-_FEW_BITS = ("int4", "codebook", "product", "sign", "auto")
-SCHEMES = ("float32", "float16", "int8", *_FEW_BITS)
 
 
 def compress(
@@ -40,7 +40,8 @@ def compress(
     y : array-like, optional
         What the examples are, by which "int8" tells scores, and keeps to a `max_drop`.
     scheme : {"float32", "float16", "int8", "int4", "codebook", "product", "sign", "auto"}
-        How weights are stored. float16 halves the file; weights are rounded to 11 bits, and
+        How weights are stored; a mapping has patterns of names of layers, with a scheme of few
+        bits for each. float16 halves the file; weights are rounded to 11 bits, and
         computed with as float32. A tensor with values beyond its range stays float32. int8 makes
         it four times smaller, and layers multiply integers: see :class:`ModelQuantizer`. The others
         write weights alone in few bits: see :class:`fastvq.compress.WeightQuantizer`.
@@ -79,18 +80,19 @@ def compress(
     >>> weights()
     array([0., 1., 2., 3., 4., 5.], dtype=float32)
     """
-    if scheme not in SCHEMES:
+    if not isinstance(scheme, Mapping) and scheme not in SCHEMES:
         raise ValueError(f"scheme must be one of {', '.join(SCHEMES)}, got {scheme!r}")
-    if settings and scheme not in ("int8", *_FEW_BITS):
+    few_bits = isinstance(scheme, Mapping) or scheme in FEW_BITS
+    if settings and not (few_bits or scheme in INTEGERS):
         raise TypeError(f"scheme={scheme!r} has no setting {', '.join(settings)}")
     graph, known = imported(model, X, dimensions)
     known = {**known, **(metadata or {})}
-    if scheme == "int8":
+    if not few_bits and scheme in INTEGERS:
         from fastvq.compress.quantizer import ModelQuantizer
 
         quantizer = ModelQuantizer(scheme, n_threads=n_threads, **settings)
         return quantizer.fit_transform(CompressedModel(graph, known), X, y)
-    if scheme in _FEW_BITS:
+    if few_bits:
         from fastvq.compress.few_bits import WeightQuantizer
 
         quantizer = WeightQuantizer(scheme, n_threads=n_threads, **settings)

@@ -33,12 +33,15 @@ class Choice(NamedTuple):
     damage : float
     price : float
         The damage that another byte would take away; 0 where nothing is left to buy.
+    next : (str, Candidate) or None
+        What such bytes would buy: which candidate for which weight.
     """
 
     chosen: dict[str, Candidate]
     nbytes: int
     damage: float
     price: float
+    next: tuple[str, Candidate] | None = None
 
 
 def allocated(candidates: Mapping[str, Sequence[Candidate]], budget: int) -> Choice | None:
@@ -57,16 +60,16 @@ def allocated(candidates: Mapping[str, Sequence[Candidate]], budget: int) -> Cho
     left = budget - sum(candidate.nbytes for candidate in chosen.values())
     if left < 0:
         return None
-    price = 0.0
+    price, following = 0.0, None
     for worth, name, candidate in _steps(hulls):
         more = candidate.nbytes - chosen[name].nbytes
         if more > left:
-            price = worth
+            price, following = worth, (name, candidate)
             break
         chosen[name], left = candidate, left - more
     left = _fill(chosen, candidates, left)
     found = [*chosen.values()]
-    return Choice(chosen, budget - left, sum(c.damage for c in found), price)
+    return Choice(chosen, budget - left, sum(c.damage for c in found), price, following)
 
 
 def _hull(candidates):

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fastvq import kernels
-from fastvq.compress.schemes.grids import Grid, Groups, inverse, stored
+from fastvq.compress.schemes.grids import Grid, Groups, ScaledGrid, inverse
 from fastvq.runtime.bits import packed_size
 from fastvq.runtime.codebook import Codebook
 
@@ -124,19 +124,17 @@ class _SharedFit:
         return ((found - cut) ** 2 * self._weights).sum(axis=2)
 
 
-class _SharedGrid(Grid):
+class _SharedGrid(ScaledGrid):
     def __init__(self, scheme, groups, codewords, scales):
-        self._scheme, self._groups = scheme, groups
-        self._codewords = np.unique(codewords).astype(np.int8)
-        self._halves, self._exponent, self._scales = stored(scales)
+        super().__init__(groups, scales)
+        self._scheme, self._codewords = scheme, np.unique(codewords).astype(np.int8)
 
     def nearest(self, first, values):
         scales = self._groups.spread(self._scales, first, values.shape[1])
         return nearest_codes(self._codewords.astype(np.float64), values * inverse(scales))
 
-    def values(self, first, codes):
-        scales = self._groups.spread(self._scales, first, codes.shape[1])
-        return self._codewords.astype(np.float32)[codes] * scales
+    def levels(self, first, codes):
+        return self._codewords.astype(np.float32)[codes]
 
     def tensor(self, shape, codes, leading=1):
         return Codebook.of(

@@ -14,9 +14,10 @@ import math
 
 import numpy as np
 
+from fastvq.compress.compensation import output_error, refitted_scales
 from fastvq.runtime.coded import Coded, float16_scales
 
-__all__ = ["Grid", "Groups", "encoded", "matrix_of"]
+__all__ = ["Grid", "Groups", "ScaledGrid", "encoded", "matrix_of"]
 
 _AT_ONCE = 1 << 21  # values that are worked on at a time
 
@@ -50,6 +51,42 @@ class Grid:
     def tensor(self, shape, codes: np.ndarray, leading=1) -> Coded:
         """The weight of this shape with codes of all columns."""
         raise NotImplementedError
+
+    def refit(self, codes: np.ndarray, matrix: np.ndarray, gram: np.ndarray) -> None:
+        """Move what levels are scaled by so that a layer's outputs are kept, for these codes.
+
+        Parameters
+        ----------
+        matrix : ndarray (n_rows, width)
+        gram : ndarray (width, width)
+            E[x xᵀ] of what the layer reads.
+        """
+
+
+class ScaledGrid(Grid):
+    """Levels times scales of groups of columns, which are stored as float16."""
+
+    def __init__(self, groups, scales):
+        self._groups = groups
+        self._halves, self._exponent, self._scales = stored(scales)
+
+    def levels(self, first: int, codes: np.ndarray) -> np.ndarray:
+        """What codes of columns from `first` on stand for before they are scaled, float32."""
+        raise NotImplementedError
+
+    def values(self, first, codes):
+        levels = self.levels(first, codes)
+        return levels * self._groups.spread(self._scales, first, codes.shape[1])
+
+    def refit(self, codes, matrix, gram):
+        """By least squares; a row whose outputs that does not help keeps its scales."""
+        before = self.values(0, codes)
+        kept, levels = self._scales, self.levels(0, codes)
+        moved = refitted_scales(matrix, levels, kept, gram, self._groups.size)
+        self._halves, self._exponent, self._scales = stored(moved)
+        errors = [output_error(matrix, q, gram) for q in (before, self.values(0, codes))]
+        better = (errors[1] < errors[0])[:, None]
+        self._halves, self._exponent, self._scales = stored(np.where(better, self._scales, kept))
 
 
 def encoded(scheme, weight, *, importance=None, leading=1) -> Coded:

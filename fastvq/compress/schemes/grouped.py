@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastvq.compress.schemes.grids import Grid, Groups, inverse, stored
+from fastvq.compress.schemes.grids import Grid, Groups, ScaledGrid, inverse
 from fastvq.runtime.bits import packed_size
 from fastvq.runtime.grouped import Grouped
 
@@ -101,25 +101,24 @@ class _Best:
         return np.clip(q, 0, self._most) - points
 
 
-class _GroupedGrid(Grid):
+class _GroupedGrid(ScaledGrid):
     def __init__(self, scheme, groups, scales, points):
-        self._scheme, self._groups, self._points = scheme, groups, points
-        self._halves, self._exponent, self._scales = stored(scales)
+        super().__init__(groups, scales)
+        self._scheme, self._points = scheme, points
 
-    def _of_columns(self, first, count):
-        scales = self._groups.spread(self._scales, first, count)
+    def _zero(self, first, count):
         if self._points is None:
-            return scales, np.float32(1 << (self._scheme.bits - 1))
-        return scales, self._groups.spread(self._points, first, count).astype(np.float32)
+            return np.float32(1 << (self._scheme.bits - 1))
+        return self._groups.spread(self._points, first, count).astype(np.float32)
 
     def nearest(self, first, values):
-        scales, points = self._of_columns(first, values.shape[1])
-        q = np.rint(values * inverse(scales)) + points
+        count = values.shape[1]
+        scales = self._groups.spread(self._scales, first, count)
+        q = np.rint(values * inverse(scales)) + self._zero(first, count)
         return np.clip(q, 0, (1 << self._scheme.bits) - 1).astype(np.uint8)
 
-    def values(self, first, codes):
-        scales, points = self._of_columns(first, codes.shape[1])
-        return (codes.astype(np.float32) - points) * scales
+    def levels(self, first, codes):
+        return codes.astype(np.float32) - self._zero(first, codes.shape[1])
 
     def tensor(self, shape, codes, leading=1):
         return Grouped.of(

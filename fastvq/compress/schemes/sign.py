@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastvq.compress.schemes.grids import Grid, Groups, inverse, stored
+from fastvq.compress.schemes.grids import Grid, Groups, ScaledGrid, inverse
 from fastvq.runtime.coded import packed
 from fastvq.runtime.grouped import Signs
 
@@ -30,17 +30,12 @@ class SignScheme(NamedTuple):
         return _SignGrid(groups, scales)
 
 
-class _SignGrid(Grid):
-    def __init__(self, groups, scales):
-        self._groups = groups
-        self._halves, self._exponent, self._scales = stored(scales)
-
+class _SignGrid(ScaledGrid):
     def nearest(self, first, values):
         return (values >= 0).astype(np.uint8)
 
-    def values(self, first, codes):
-        scales = self._groups.spread(self._scales, first, codes.shape[1])
-        return (codes * np.float32(2) - np.float32(1)) * scales
+    def levels(self, first, codes):
+        return codes * np.float32(2) - np.float32(1)
 
     def tensor(self, shape, codes, leading=1):
         _, bits = packed(codes, 1)

@@ -1,0 +1,214 @@
+"""What each weight is stored in, for a number of bytes or for a score that is to be kept."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from fastvq.compress import stats
+from fastvq.compress.allocate import Candidate, Choice, allocated
+from fastvq.compress.examples import outputs_of
+from fastvq.compress.frontier import Frontier
+from fastvq.compress.schemes.codebook import CodebookScheme
+from fastvq.compress.schemes.grids import encoded, matrix_of
+from fastvq.compress.schemes.grouped import GroupedScheme
+from fastvq.compress.weights import replaced
+from fastvq.compress.writing import noise
+from fastvq.runtime import CompressedModel
+from fastvq.runtime.encoding import Raw
+from fastvq.runtime.measure import compare
+
+__all__ = ["Allocation", "schemes_of"]
+
+# What there is to choose from.
+_GROUPS = (0, 128, 64, 48, 32, 24)
+_CANDIDATES = (
+    *(GroupedScheme(bits, group) for bits in range(2, 9) for group in _GROUPS),
+    *(GroupedScheme(8, group) for group in (16, 8, 4)),  # towards float16
+    *(CodebookScheme(bits, group) for bits in (2, 3, 4) for group in (0, 128, 64, 32)),
+)
+_PROBE = GroupedScheme(3, 64)  # what a weight is stored in while its layer's damage is measured
+_PROBED = 64  # examples on which that is measured
+_SAMPLED = 1 << 14  # values of a weight on which candidates are compared
+_UNUSED = 0.01  # of a budget that may be left; 3 % are promised where weights permit
+_ATTEMPTS = 8  # at a file of just the size; at the smallest one that keeps the score
+_TOLD = 256  # bytes for the scores, which are told in the file and come last
+
+
+class _Half(NamedTuple):
+    """float16, as a candidate: for budgets beyond 8 bits."""
+
+    def encode(self, weight):
+        with np.errstate(over="ignore"):
+            half = weight.astype(np.float16)
+        return Raw(weight if (np.isinf(half) & np.isfinite(weight)).any() else half)
+
+
+class Allocation:
+    """Schemes for the weights of a model.
+
+    Parameters
+    ----------
+    writing : Writing
+    whole : CompressedModel
+        The float model.
+    """
+
+    def __init__(self, writing, whole):
+        self._writing, self._whole = writing, whole
+        self._candidates = self._all_candidates()
+        smallest = self._model_within(self._least())
+        self._smallest, self._rest = smallest.nbytes, smallest.nbytes - self._least()
+
+    # ---- goals -------------------------------------------------------------------------------
+
+    def within_bytes(self, wanted: int) -> Choice:
+        """Schemes whose file is just below so many bytes."""
+        budget = wanted - _TOLD
+        if self._smallest > budget:
+            raise ValueError(
+                f"size_budget={wanted:,} cannot be kept: the smallest file that these schemes "
+                f"make takes {self._smallest + _TOLD:,} bytes"
+            )
+        fits, best, too_many = self._least(), None, math.inf
+        aim = budget - self._rest
+        for _ in range(_ATTEMPTS):
+            left = budget - self._model_within(aim).nbytes
+            if left >= 0:
+                fits, best = max(fits, aim), self._last
+                if left <= _UNUSED * budget or not best.price:  # no more can be bought
+                    break
+            else:
+                too_many = min(too_many, aim)
+            # What lies between parts is not counted in theirs, nor is what tells of the schemes.
+            aim = self._last.nbytes + left
+            if not fits < aim < too_many:
+                aim = (fits + min(too_many, budget)) // 2
+        if best is None:
+            self._model_within(self._least())
+            best = self._last
+        return best
+
+    def within_drop(self, most_drop: float, judge, judged) -> Choice:
+        """The smallest file found that keeps the score, by halving the range of sizes.
+
+        Parameters
+        ----------
+        most_drop : float
+        judge : as :func:`fastvq.compress.scores.judge_of` gives it
+        judged : list of ndarray
+            Examples that the schemes have not seen.
+        """
+        before = outputs_of(self._whole, judged)
+
+        def most_lost(budget):
+            return judge.most_lost(before, outputs_of(self._model_within(budget), judged))
+
+        least, most = self._least(), self._most()
+        bound = most_lost(most)
+        if not bound <= most_drop:
+            raise ValueError(
+                f"max_drop={most_drop} cannot be shown on {len(judged[0])} examples that were "
+                f"held out: even in float16 up to {bound:.3g} may be lost; give more examples"
+            )
+        best = self._last
+        for _ in range(_ATTEMPTS):
+            middle = int(math.sqrt(least * most))
+            if most_lost(middle) <= most_drop:
+                most, best = middle, self._last
+            else:
+                least = middle
+        return best
+
+    def frontier(self, n_points: int, judge=None, judged=None) -> Frontier:
+        """Sizes and scores of models from the smallest on, in even ratios of their weights."""
+        found: dict = {"bytes": [], "expected dB": [], "score": []}
+        outputs = None if judge is None else outputs_of(self._whole, judged)
+        for budget in np.geomspace(max(self._least(), 1), max(self._most(), 1), n_points):
+            small = self._model_within(int(budget))
+            found["bytes"].append(small.nbytes)
+            damage = self._last.damage
+            found["expected dB"].append(-10 * math.log10(damage) if damage else math.inf)
+            score = None if judge is None else judge.score(outputs_of(small, judged))
+            found["score"].append(score)
+        found["whole"] = self._whole.nbytes, None if judge is None else judge.score(outputs)
+        return Frontier(found, name=None if judge is None else judge.name)
+
+    def _model_within(self, budget):
+        """The model with the best schemes of so many bytes, which are kept as the last ones."""
+        self._last = allocated(self._candidates, budget)
+        return self._writing.model(schemes_of(self._last))
+
+    def _least(self):
+        return sum(min(c.nbytes for c in some) for some in self._candidates.values())
+
+    def _most(self):
+        return sum(max(c.nbytes for c in some) for some in self._candidates.values())
+
+    # ---- candidates --------------------------------------------------------------------------
+
+    def _all_candidates(self):
+        """Of each weight: true bytes, and the damage that is expected."""
+        found, damages = {}, self._damages()
+        for name, weight in self._writing.weights.items():
+            part, share = _sampled(weight)
+            importance = self._writing.counts.get(name)
+
+            def error(scheme, part=part, importance=importance):
+                return _error(part, scheme, importance)
+
+            probe = error(_PROBE)
+            unit = damages[name] / probe if probe else 0.0
+            schemes = [s for s in _CANDIDATES if not s.group or s.group < part.shape[1]]
+            found[name] = [
+                Candidate(s, s.nbytes(len(part) * share, part.shape[1]), unit * error(s))
+                for s in schemes
+            ]
+            found[name].append(Candidate(_Half(), 2 * weight.values.size, 0.0))
+        return found
+
+    def _damages(self):
+        """What storing a weight in the probe's scheme does to the outputs: noise to signal.
+
+        Without examples, what it does to the weight itself.
+        """
+        arrays = self._writing.arrays
+        if arrays is None:
+            return {
+                name: 10 ** (-noise(w.values, encoded(_PROBE, w.values, leading=w.leading)) / 10)
+                for name, w in self._writing.weights.items()
+            }
+        some = next(stats.batches_of(self._whole.graph, arrays, _PROBED))
+        wanted = outputs_of(self._whole, some)
+        found = {}
+        for name, weight in self._writing.weights.items():
+            importance = self._writing.counts.get(name)
+            tensor = encoded(_PROBE, weight.values, importance=importance, leading=weight.leading)
+            graph = replaced(self._writing.graph, {name: tensor})
+            table = compare(
+                outputs_of(CompressedModel(graph, n_threads=self._writing.threads), some),
+                self._whole.output_names, wanted,
+            )  # fmt: skip
+            ratios = [10 ** (-dB / 10) for dB in table.column("SQNR dB") if dB is not None]
+            found[name] = max(sum(ratios), 1e-12)
+        return found
+
+
+def schemes_of(choice: Choice) -> dict:
+    """The scheme of each weight."""
+    return {name: candidate.scheme for name, candidate in choice.chosen.items()}
+
+
+def _sampled(weight):
+    """Some rows of a weight, evenly spread, and how many rows each stands for."""
+    matrix = matrix_of(weight.values, weight.leading)
+    n = max(1, min(len(matrix), max(4, _SAMPLED // matrix.shape[1])))
+    return matrix[np.arange(n) * len(matrix) // n], len(matrix) / n
+
+
+def _error(matrix, scheme, importance):
+    grid = scheme.fit(matrix, importance)
+    error = (grid.values(0, grid.nearest(0, matrix)) - matrix.astype(np.float64)) ** 2
+    return float((error if importance is None else error * importance).sum())

@@ -1,0 +1,360 @@
+"""A model on its way to 8-bit integers: which layers become such, in which steps, and the making.
+
+:class:`fastvq.compress.ModelQuantizer` is what users see of it.
+"""
+
+from __future__ import annotations
+
+import math
+from fnmatch import fnmatchcase
+
+import numpy as np
+
+from fastvq import _threads
+from fastvq.compress import moments, passes, stats
+from fastvq.compress.schemes import forests, int8, int8_dynamic, int8_static
+from fastvq.compress.scores import plain, scores
+from fastvq.runtime import CompressedModel, Graph, Value
+from fastvq.runtime.encoding import Raw, decoded
+from fastvq.runtime.measure import compare
+from fastvq.runtime.ops import operators
+from fastvq.runtime.plan import Plan
+
+__all__ = ["Fitting"]
+
+_SMALL = 1024  # weights of a dense layer that are not worth the trouble
+_GROSS = 12.0  # dB: a layer whose own integers are noisier than this is not made of integers
+_NOISY = 30.0  # dB: a dense layer noisier than this reads features that are made of equal size
+_SAMPLED = 1 << 25  # bytes of a layer's values that its own error is measured on
+_ROWS = 1 << 13  # of a layer's inputs that its moments are taken of: 8 bits need no more
+
+
+class Fitting:
+    """A model on its way: what is known of its values, and what becomes of each layer.
+
+    Attributes
+    ----------
+    scheme : dict of a layer's first output to "int8", "int8 weights" or "float32"
+    ranges : dict of value name to Statistics
+    """
+
+    def __init__(self, settings, graph, arrays):
+        self._settings, self._arrays = settings, arrays
+        self._threads = _threads.effective(settings.n_threads)
+        self._sizes: dict[str, np.ndarray] = {}
+        self._features: dict[str, tuple] = {}
+        self.ranges: dict[str, stats.Statistics] = {}
+        self._known = int8.Knowledge()
+        self.scheme: dict[str, str] = {}
+        self._reasons: dict[str, str] = {}
+        self._noise: dict[str, float] = {}
+        self._observe_norms(passes.prepared(graph))
+        self._given = graph
+        self._take(graph)
+
+    def _take(self, graph):
+        """The float graph that is to be rounded."""
+        graph = passes.prepared(graph)
+        if self._settings.equalize:
+            graph = passes.equalised(graph)
+        if self._sizes:
+            graph = passes.smoothed(graph, self._sizes, self._settings.smoothing)
+        if self._features:
+            graph = passes.centred(graph, self._features)
+        self.graph = graph
+        self.candidates = int8.candidates(graph, self._settings.activations)
+
+    def for_graph(self, graph):
+        """The same decisions and ranges, for a graph with other weights."""
+        other = object.__new__(Fitting)
+        other.__dict__.update(self.__dict__)
+        other._take(graph)
+        if _structure(other.graph) != _structure(self.graph):
+            raise ValueError("this model has other layers than the one that was fitted")
+        return other
+
+    def first_rows(self):
+        return None if self._arrays is None else tuple(a[:2] for a in self._arrays)
+
+    # ---- what becomes of layers ------------------------------------------------------------------
+
+    def decide(self):
+        """A scheme for every layer with weights."""
+        for key, node in self.candidates.items():
+            self.scheme[key] = "int8"
+            weight = self.graph.constants.get(node.inputs[1])
+            if any(fnmatchcase(node.name, pattern) for pattern in self._settings.keep):
+                self._stay(key, "float32", "kept by name")
+            elif node.operator == "Dense" and math.prod(weight.shape) < _SMALL:
+                self._stay(key, "float32", f"fewer than {_SMALL} weights: nothing to gain")
+        if self._arrays is None:
+            return
+        self._calibrate()
+        self._measure()
+        self._even_out()
+        for key, noise in self._noise.items():
+            if noise < _GROSS and self.scheme[key] == "int8":
+                self._stay(key, "float32", f"{noise:.1f} dB in integers")
+
+    def _stay(self, key, scheme, reason):
+        self.scheme[key], self._reasons[key] = scheme, reason
+
+    def within(self, most, metadata, whole, y):
+        """The model with as many of the worst layers as float as it takes to lose no more."""
+        inputs = self._arrays
+
+        def lost(small):
+            found = scores(whole, small, inputs, y, self._settings.score)
+            return found["before"] - found["after"]
+
+        small = self.model(metadata)
+        if lost(small) <= most:
+            return small
+        chosen, reasons = dict(self.scheme), dict(self._reasons)
+        worst = sorted(
+            (k for k, s in chosen.items() if s != "float32"), key=lambda k: self._noise.get(k, 0.0)
+        )
+
+        def without(count):
+            self.scheme, self._reasons = dict(chosen), dict(reasons)
+            for key in worst[:count]:
+                self._stay(key, "float32", f"max_drop={most}")
+            return self.model(metadata)
+
+        enough, too_few = len(worst), 0
+        while enough - too_few > 1:  # as if every layer that stays float could only help
+            middle = (enough + too_few) // 2
+            if lost(without(middle)) <= most:
+                enough = middle
+            else:
+                too_few = middle
+        return without(enough)
+
+    # ---- what is known of values -----------------------------------------------------------------
+
+    def _observe_norms(self, graph):
+        norms = passes.smoothed_norms(graph)
+        if self._settings.smoothing is None or self._arrays is None or not norms:
+            return
+        names = [norm.outputs[0] for norm, _ in norms]
+        seen = stats.observe(graph, self._arrays, names, histograms=False, n_threads=self._threads)
+        self._sizes = {name: np.maximum(-s.channel_low, s.channel_high) for name, s in seen.items()}
+
+    def _calibrate(self):
+        wanted = [node.inputs[0] for node in self.candidates.values()]
+        if self._settings.activations == "static":
+            wanted += self._static(self.graph, self.candidates).watched
+            wanted += [n for node in self.candidates.values() for n in node.inputs[:2]]
+            wanted = [name for name in wanted if name not in self.graph.constants]
+        histograms = self._settings.activations == "static" and self._settings.calibration in (
+            *("percentile", "mse", "entropy"),
+        )
+        self.ranges = stats.observe(
+            self.graph, self._arrays, wanted, histograms=histograms, n_threads=self._threads
+        )
+        means, grams = {}, {}
+        if self._settings.bias_correction:
+            means = {name: seen.channel_mean for name, seen in self.ranges.items()}
+        if self._settings.compensate:
+            layers = [
+                node for key, node in self.candidates.items()
+                if node.operator in ("Dense", "Conv") and self.scheme[key] == "int8"
+            ]  # fmt: skip
+            grams = moments.grams(
+                self.graph, self._arrays, layers, self.ranges, self._threads, _ROWS
+            )
+        self._known = int8.Knowledge(means, grams)
+
+    def _measure(self):
+        """SQNR of every layer in integers by itself, on a sample of what it reads."""
+        for key, node in self.candidates.items():
+            data = [n for n in node.inputs[:2] if n not in self.graph.constants]
+            values = next(self._sampled([*data, key]))
+            *inputs, wanted = values
+            alone = Graph(
+                [node],
+                [Value(name, "float32", a.shape) for name, a in zip(data, inputs, strict=True)],
+                [Value(key, "float32", wanted.shape)],
+                {name: self.graph.constants[name] for name in node.inputs[len(data) :] if name},
+            )
+            small = self._written(alone, {key}, ()).graph
+            shapes = {name: a.shape for name, a in zip(data, inputs, strict=True)}
+            (found,) = Plan(small, shapes, {}, self._threads).run(inputs)
+            self._noise[key] = compare([found], [key], [wanted]).column("SQNR dB")[0]
+
+    def _even_out(self):
+        """Give noisy dense layers features of equal size, and look again."""
+        self._features = {
+            key: (seen.channel_low, seen.channel_high)
+            for key, node in self.candidates.items()
+            if self._noise[key] < _NOISY and node.operator == "Dense" and self.scheme[key] == "int8"
+            for seen in [self.ranges.get(node.inputs[0])]
+            if seen is not None
+            and len(seen.channel_low) == self.graph.constants[node.inputs[1]].shape[-1]
+        }
+        if self._features:
+            self._take(self._given)
+            del self._sample
+            self._calibrate()
+            self._measure()
+
+    def _sampled(self, names):
+        """Values on the first rows, as many as memory allows."""
+        if not hasattr(self, "_sample"):
+            every = [*self.candidates]
+            every += [n for node in self.candidates.values() for n in node.inputs[:2]]
+            every = [n for n in dict.fromkeys(every) if n not in self.graph.constants]
+            one = next(stats.batches_of(self.graph, self._arrays, 1))
+            size = sum(a.nbytes for a in next(stats.runs(self.graph, one, every, self._threads)))
+            rows = int(max(1, min(64, _SAMPLED // max(size, 1))))
+            some = next(stats.batches_of(self.graph, self._arrays, rows))
+            found = next(stats.runs(self.graph, some, every, self._threads))
+            self._sample = dict(zip(every, found, strict=True))
+        yield [self._sample[name] for name in names]
+
+    # ---- making ----------------------------------------------------------------------------------
+
+    def model(self, metadata) -> CompressedModel:
+        """The model as decided."""
+        integer = {key for key, scheme in self.scheme.items() if scheme == "int8"}
+        written = self._written(self.graph, integer, self._alone())
+        layers = {
+            key: [layer["scheme"], layer["reason"], plain(layer["SQNR dB"])]
+            for key, layer in self._layers()
+        }
+        readers = {node.inputs[1]: key for key, node in self.candidates.items()}
+        tensors = {}
+        for name, encoded in written.weights.items():
+            weight = decoded(self.graph.constants[name])
+            row = compare([encoded.decode()], [name], [weight])
+            noise = plain(row.column("SQNR dB")[0])
+            tensors[written.stored[name]] = [weight.nbytes, noise, readers.get(name)]
+        settings = self._settings
+        trees = forests.stored(written.graph, self._arrays, settings.max_drop)
+        for name, (encoded, layer) in trees.items():
+            before = written.graph.constants[name]
+            row = compare([encoded.decode()], [name], [decoded(before)])
+            tensors[name] = [before.nbytes, plain(row.column("SQNR dB")[0]), layer]
+        graph = written.graph.with_constants({name: e for name, (e, _) in trees.items()})
+        known = {
+            "scheme": settings.scheme,
+            "activations": settings.activations,
+            "calibration": settings.calibration if settings.activations == "static" else None,
+            "granularity": settings.granularity,
+            "settings": self._switches(),
+            "layers": layers,
+            "tensors": tensors,
+        }
+        self.written = written
+        metadata = {**metadata, "compression": known}
+        return CompressedModel(graph, metadata, n_threads=settings.n_threads)
+
+    def _switches(self):
+        """What was done to lose less, for the report."""
+        settings, static = self._settings, self._settings.activations == "static"
+        return {
+            "activations": f"static, {settings.calibration}" if static else "dynamic",
+            "steps of values": f"by {settings.steps}" if static else "by row",
+            "values that are added": settings.skips if static else "float32",
+            "errors compensated": bool(self._known.grams),
+            "biases corrected": bool(self._known.means),
+            "channels equalised": bool(settings.equalize),
+            "norms smoothed": settings.smoothing if self._sizes else None,
+        }
+
+    def _written(self, graph, integer, stored):
+        granularity = self._settings.granularity
+        if self._settings.activations == "dynamic":
+            return int8_dynamic.dynamic(graph, integer, stored, granularity, self._known)
+        static = self._static(graph, integer, stored)
+        return static.write(self.ranges, self._settings.calibration, self._known)
+
+    def _static(self, graph, integer, stored=()):
+        settings = self._settings
+        return int8_static.Static(
+            graph, integer, stored, settings.granularity, settings.skips, settings.steps
+        )
+
+    def _alone(self):
+        """Names of weights that are stored as int8, and multiplied as floats."""
+        found = set()
+        uses: dict[str, list] = {}
+        for node in self.graph.nodes:
+            for place, name in enumerate(node.inputs):
+                weights = operators()[node.operator].weights
+                uses.setdefault(name, []).append((node, place in weights))
+        given = {value.name for value in self.graph.outputs}
+        for name, tensor in self.graph.constants.items():
+            readers = uses.get(name, [])
+            if not _worth_storing(tensor) or (name in given and readers):
+                continue
+            if all(w and _is_storable(n, self.candidates) for n, w in readers):
+                found.add(name)
+        return found
+
+    def layers(self):
+        """What became of each layer."""
+        return [layer for _, layer in self._layers()]
+
+    def _layers(self):
+        alone = self._alone()
+        for node in self.graph.nodes:
+            key, noise = node.outputs[0], self._noise.get(node.outputs[0])
+            if key in self.candidates:
+                scheme, reason = self.scheme[key], self._reasons.get(key, "")
+            elif any(name in alone for name in node.inputs):
+                scheme, reason = "int8 weights", f"no integer {node.operator}"
+            else:
+                continue
+            yield (
+                key,
+                {
+                    "layer": node.name,
+                    "operator": node.operator,
+                    "scheme": scheme,
+                    "reason": reason,
+                    "SQNR dB": noise if scheme == "int8" else None,
+                },
+            )
+
+    def restored(self, compressed):
+        """The float graph with the weights of a small model."""
+        constants = dict(self.graph.constants)
+        for name, encoded in self.written.weights.items():
+            constants[name] = Raw(np.array(encoded.decode()))
+            stored = compressed.graph.constants.get(self.written.stored[name])
+            if stored is None:
+                if self.written.stored[name] not in self.written.graph.constants:
+                    continue  # made of another constant when the model starts
+                raise ValueError("this model was not made by this quantizer")
+            if isinstance(stored, Raw) and stored.values.dtype == np.int8:
+                if isinstance(encoded, int8.Rounded):
+                    encoded = encoded._replace(values=stored.values)
+                elif isinstance(encoded, int8.Affine):
+                    encoded = int8.Affine(stored.values, encoded.scales)
+                constants[name] = Raw(np.array(encoded.decode()))
+        graph = Graph(self.graph.nodes, self.graph.inputs, self.graph.outputs, constants)
+        metadata = {k: v for k, v in compressed.metadata.items() if k != "compression"}
+        return CompressedModel(graph, metadata, n_threads=compressed.n_threads)
+
+
+def _worth_storing(tensor):
+    return (
+        isinstance(tensor, Raw)
+        and tensor.values.dtype == np.float32
+        and len(tensor.shape) >= 2
+        and math.prod(tensor.shape) >= _SMALL
+        and bool(np.isfinite(tensor.values).all())
+    )
+
+
+def _is_storable(node, candidates):
+    """Whether weights of a node that is no integer layer may be int8."""
+    if node.outputs[0] in candidates:
+        return False
+    return node.operator != "Gather" or node.attributes.get("axis", 0) == 0
+
+
+def _structure(graph):
+    constants = {name: (c.shape, c.dtype) for name, c in graph.constants.items()}
+    return [(n.operator, n.inputs, n.outputs) for n in graph.nodes], constants

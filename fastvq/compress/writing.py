@@ -1,0 +1,181 @@
+"""A graph whose weights are written in few bits, each in a scheme of its own."""
+
+from __future__ import annotations
+
+import math
+from fnmatch import fnmatchcase
+
+import numpy as np
+
+from fastvq import _threads
+from fastvq.compress import moments, passes, stats
+from fastvq.compress.compensation import compensated, output_error
+from fastvq.compress.schemes.grids import encoded, matrix_of
+from fastvq.compress.scores import plain
+from fastvq.compress.weights import SMALLEST, coded_layers, importances, replaced, weights_of
+from fastvq.runtime import CompressedModel
+from fastvq.runtime.encoding import Raw
+
+__all__ = ["FEWEST", "Writing", "noise"]
+
+FEWEST = 256  # values of a weight that "auto" writes in few bits
+
+
+class Writing:
+    """A graph whose weights are written, each in any scheme: what was made once is kept."""
+
+    def __init__(self, settings, graph, metadata, arrays):
+        self._settings, self._metadata, self.arrays = settings, metadata, arrays
+        self.graph = passes.prepared(graph)
+        self.threads = _threads.effective(settings.n_threads)
+        smallest = FEWEST if settings.scheme == "auto" else SMALLEST
+        every = weights_of(self.graph, smallest)
+        kept = [w for w in every if any(fnmatchcase(w.label, p) for p in settings.keep)]
+        self._every, self.weights = every, {w.name: w for w in every if w not in kept}
+        chosen = [*self.weights.values()]
+        self.counts = (
+            {} if arrays is None else importances(self.graph, arrays, chosen, self.threads)
+        )
+        self._means: dict[str, np.ndarray] = {}
+        self._grams: dict[str, np.ndarray] = {}
+        if arrays is not None and (settings.compensate or settings.bias_correction):
+            self._look_at_inputs()
+        self._tensors: dict[tuple, object] = {}
+
+    @property
+    def names(self):
+        return [*self.weights]
+
+    def _look_at_inputs(self):
+        """Means, and E[x xᵀ], of what dense layers and convolutions read, by their weights."""
+        layers = {
+            w.key: (w, w.readers[0][0])
+            for w in self.weights.values()
+            if len(w.readers) == 1 and w.readers[0][0].operator in ("Dense", "Conv")
+            and w.readers[0][0].inputs[0] not in self.graph.constants
+        }  # fmt: skip
+        nodes = [node for _, node in layers.values()]
+        read = [node.inputs[0] for node in nodes]
+        seen = stats.observe(
+            self.graph, self.arrays, read, histograms=False, n_threads=self.threads
+        )
+        if self._settings.bias_correction:
+            self._means = {w.name: seen[n.inputs[0]].channel_mean for w, n in layers.values()}
+        if self._settings.compensate:
+            found = moments.grams(self.graph, self.arrays, nodes, seen, self.threads)
+            self._grams = {
+                layers[key][0].name: gram[0] for key, gram in found.items() if len(gram) == 1
+            }
+
+    def tensor(self, name, scheme):
+        """A weight in a scheme; as it was where that takes no fewer bytes."""
+        if (name, scheme) not in self._tensors:
+            self._tensors[name, scheme] = self._made(self.weights[name], scheme)
+        return self._tensors[name, scheme]
+
+    def _made(self, weight, scheme):
+        importance, gram = self.counts.get(weight.name), self._grams.get(weight.name)
+        if gram is not None and hasattr(scheme, "fit"):
+            tensor = made_up_for(weight, scheme, importance, gram)
+        else:
+            tensor = encoded(scheme, weight.values, importance=importance, leading=weight.leading)
+        return tensor if tensor.nbytes < weight.values.nbytes else Raw(weight.values)
+
+    def model(self, schemes) -> CompressedModel:
+        """The model with every weight in its scheme."""
+        tensors = {name: self.tensor(name, scheme) for name, scheme in schemes.items()}
+        small = replaced(self.graph, {**tensors, **self._biases(tensors)})
+        if self._settings.activations == "dynamic":
+            small = coded_layers(small)
+        rows = {row["tensor"]: row for row in self.layers(schemes)}
+        known = {
+            "scheme": self._settings.scheme,
+            "layers": {
+                w.key or w.name: [rows[w.name]["scheme"], rows[w.name]["reason"], None]
+                for w in self._every
+            },
+            "tensors": {
+                w.name: [w.values.nbytes, rows[w.name]["SQNR dB"], w.key] for w in self._every
+            },
+        }
+        metadata = {**self._metadata, "compression": known}
+        return CompressedModel(small, metadata, n_threads=self._settings.n_threads)
+
+    def _biases(self, tensors):
+        """Biases that take back what rounded weights shift the means of outputs by.
+
+        After Nagel et al., "Data-free quantization through weight equalization and bias
+        correction", ICCV 2019.
+        """
+        users, found = self.graph.users(), {}
+        for name, tensor in tensors.items():
+            mean, (node, _) = self._means.get(name), [*self.weights[name].readers, (None, 0)][0]
+            if mean is None or len(node.inputs) < 3:
+                continue
+            bias = self.graph.constants.get(node.inputs[2])
+            if not isinstance(bias, Raw) or len(users[node.inputs[2]]) > 1:
+                continue
+            weight = self.weights[name].values
+            error = (tensor.decode().astype(np.float64) - weight).reshape(len(weight), -1)
+            shift = error @ _along(mean, node, weight.shape)
+            if np.isfinite(shift).all():
+                found[node.inputs[2]] = Raw((bias.values - shift).astype(np.float32))
+        return found
+
+    def layers(self, schemes):
+        """What became of each weight."""
+        made = {name: self.tensor(name, scheme) for name, scheme in schemes.items()}
+        return [_row(w, made.get(w.name)) for w in self._every]
+
+
+def _along(mean, node, shape):
+    """The means of channels as those of a row of a weight: taps, then channels of a group."""
+    if node.attributes.get("groups", 1) > 1:
+        return np.full(math.prod(shape[1:]), np.nan)  # rows read different channels
+    return np.tile(mean, math.prod(shape[1:]) // len(mean))
+
+
+def made_up_for(weight, scheme, importance, gram):
+    """A weight in which the rounding of later columns makes up for that of earlier ones."""
+    matrix = matrix_of(weight.values, weight.leading)
+    grid = scheme.fit(matrix, importance)
+    codes = {}
+
+    def rounding(values, columns):
+        first = int(columns[0])
+        codes[first] = grid.nearest(first, values)
+        return grid.values(first, codes[first])[:, : len(columns)]
+
+    width = matrix.shape[1]
+    parts = [np.arange(i, min(i + grid.step, width)) for i in range(0, width, grid.step)]
+    found = compensated(matrix, gram, rounding, parts=parts)
+    nearest = grid.nearest(0, matrix)
+    near = grid.values(0, nearest)[:, :width]
+    whole = np.concatenate([codes[first] for first in sorted(codes)], axis=1)
+    if output_error(matrix, near, gram).sum() <= output_error(matrix, found, gram).sum():
+        whole = nearest
+    grid.refit(whole, matrix, gram)
+    return grid.tensor(weight.values.shape, whole, weight.leading)
+
+
+def _row(weight, tensor):
+    if tensor is None or (isinstance(tensor, Raw) and tensor.values.dtype == np.float32):
+        reason = "kept by name" if tensor is None else "no smaller in codes"
+        found = {"scheme": "float32", "bits": 32.0, "reason": reason, "SQNR dB": None}
+    else:
+        found = {
+            "scheme": tensor.scheme,
+            "bits": 8 * tensor.nbytes / weight.values.size,
+            "reason": "",
+            "SQNR dB": plain(noise(weight.values, tensor)),
+        }
+    return {"layer": weight.label, "tensor": weight.name, **found}
+
+
+def noise(values, tensor) -> float:
+    """Signal to noise of a tensor's values, in dB."""
+    error = float(((tensor.decode().astype(np.float64) - values) ** 2).sum())
+    signal = float((values.astype(np.float64) ** 2).sum())
+    if not signal or not error:
+        return math.inf if not error else -math.inf
+    return 10 * math.log10(signal / error)
