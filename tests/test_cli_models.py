@@ -184,3 +184,25 @@ def test_compress_to_few_bits(tmp_path, capsys):
     ):
         assert main([*command, *wrong]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_export(model, tmp_path, capsys):
+    path, _, cm = model
+    header = tmp_path / "small.h"
+    assert main(["export", path, "-o", str(header)]) == 0
+    assert f"{header.stat().st_size:,} bytes, c" in capsys.readouterr().out
+    assert header.read_text() == cm.to_c(name="small") and (tmp_path / "small.npz").exists()
+    for arguments, said in (
+        (["-o", str(tmp_path / "m")], "say --to"),
+        (["-o", path, "--to", "c"], "also an input"),
+    ):
+        assert main(["export", path, *arguments]) == 2
+        assert said in capsys.readouterr().err
+    fastvq.VectorQuantizer(2, random_state=0).fit(ROWS).save(tmp_path / "vq.fvq")
+    assert main(["export", str(tmp_path / "vq.fvq"), "-o", str(header)]) == 2
+    assert "not a model" in capsys.readouterr().err
+    pytest.importorskip("onnx", reason="needs the package onnx")
+    assert main(["export", path, "-o", str(tmp_path / "m.onnx")]) == 0
+    again = str(tmp_path / "again.fvq")
+    assert main(["compress", str(tmp_path / "m.onnx"), "-o", again]) == 0
+    np.testing.assert_allclose(fastvq.load(again)(ROWS), cm(ROWS), rtol=1e-5, atol=1e-5)

@@ -27,6 +27,10 @@ pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceW
         CompressedClassifier(LogisticRegression()),
         CompressedRegressor(Ridge()),
         CompressedRegressor(Ridge(), ModelQuantizer(activations="static")),
+        CompressedClassifier(LogisticRegression(), ModelQuantizer("int4")),
+        CompressedRegressor(Ridge(), ModelQuantizer("codebook", activations="float")),
+        CompressedClassifier(LogisticRegression(), ModelQuantizer("product")),
+        CompressedRegressor(Ridge(), ModelQuantizer("auto", size_budget=10**6)),
     ]
 )
 def test_conventions(estimator, check):
@@ -46,6 +50,48 @@ def test_a_search_over_calibrations():
     best = search.best_estimator_
     assert best.score(X, y) > 0.85 and best.predict_proba(X[:3]).shape == (3, 10)
     assert {row["scheme"] for row in best.quantizer_.layers_} <= {"int8", "float32"}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"scheme": "int4"}, {"scheme": "codebook", "bits": 3}, {"scheme": "product", "group": 4},
+        {"scheme": "auto", "size_budget": 9000}, {"scheme": "auto", "max_drop": 0.05},
+        {"scheme": {"*": "int4"}, "bits": 5},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_quantizers_of_few_bits(settings):
+    X, y = load_digits(return_X_y=True)
+    X = X.astype("f4") / 16
+    model = MLPClassifier((90, 40), max_iter=25, random_state=0).fit(X[:1200], y[:1200])
+    quantizer = ModelQuantizer(**settings)
+    small = quantizer.fit_transform(model, X[:1200], y[:1200])
+    assert np.mean(small.predict(X[1200:]) == y[1200:]) > model.score(X[1200:], y[1200:]) - 0.05
+    assert small.nbytes == quantizer.nbytes_[1] < 0.3 * quantizer.nbytes_[0]
+    assert (
+        quantizer.scores_["score"] == "accuracy" and quantizer.layers_ and quantizer.ranges_ == {}
+    )
+    wanted = fastvq.compress(
+        model, X[:1200], y[:1200], **{"activations": "dynamic", "max_samples": 4096, **settings}
+    )
+    np.testing.assert_array_equal(small.predict_proba(X), wanted.predict_proba(X))
+    assert quantizer.inverse_transform(small).nbytes > 2 * small.nbytes
+    assert hasattr(quantizer, "next_kilobyte_") == (settings["scheme"] == "auto")
+    quantizer.set_params(scheme="int8", size_budget=None, max_drop=None).fit(model, X[:100])
+    assert not hasattr(quantizer, "next_kilobyte_")
+    with pytest.raises(ValueError, match="one size"):
+        quantizer.plot()
+
+
+def test_a_search_over_schemes():
+    X, y = load_digits(return_X_y=True)
+    inner = MLPClassifier((48,), max_iter=20, random_state=0)
+    search = GridSearchCV(
+        CompressedClassifier(inner, ModelQuantizer()),
+        {"quantizer__scheme": ["int8", "int4", "sign"]}, cv=2,
+    ).fit(X[:400] / 16, y[:400])  # fmt: skip
+    assert search.best_params_["quantizer__scheme"] in ("int8", "int4")
 
 
 def test_parameters_of_the_default_quantizer():

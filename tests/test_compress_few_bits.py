@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.base import clone
 from sklearn.datasets import load_digits
-from sklearn.neural_network import MLPClassifier
+from sklearn.metrics import r2_score
+from sklearn.neural_network import MLPClassifier, MLPRegressor
 
 import fastvq
 from fastvq.compress import WeightQuantizer
@@ -135,6 +136,15 @@ def digits():
     return model, X, y
 
 
+def first_sums(model, x):
+    """What the first layer of a model gives before its activation."""
+    node = model.graph.nodes[0]
+    graph = Graph([Node("Dense", node.inputs, ("y",))], model.graph.inputs,
+                  [Value("y", "float32", ("N", 160))],
+                  {name: model.graph.constants[name] for name in node.inputs[1:]})  # fmt: skip
+    return CompressedModel(graph)(x)
+
+
 def recurrent():
     rng = np.random.default_rng(0)
 
@@ -208,6 +218,57 @@ class TestModels:
         ]  # fmt: skip
         assert errors[0] < errors[1]
 
+    def test_scales_are_fitted_to_what_a_layer_gives(self):
+        from fastvq.compress.compensation import output_error, refitted_scales
+
+        rng = np.random.default_rng(0)
+        weight, x = rng.normal(size=(20, 50)), rng.normal(size=(300, 8)) @ rng.normal(size=(8, 50))
+        gram = x.T @ x / len(x)
+        levels = np.rint(weight * 3)
+        scales = np.full((20, 4), 1 / 3)
+        moved = refitted_scales(weight, levels, scales, gram, 16)
+        before, after = (
+            output_error(weight, levels * np.repeat(s, 16, axis=1)[:, :50], gram)
+            for s in (scales, moved)
+        )
+        assert (after < before).all() and after.sum() < 0.8 * before.sum()
+        nothing = refitted_scales(weight, 0 * levels, scales, gram, 16)
+        np.testing.assert_array_equal(nothing, scales)
+
+    def test_biases_take_back_what_means_move_by(self, digits):
+        model, X, _ = digits
+        wanted = fastvq.compress(model)
+        shifts = []
+        for correction in (False, True):
+            small = fastvq.compress(
+                model, X[:1200], scheme="int4", bits=2, compensate=False,
+                bias_correction=correction, max_samples=None,
+            )  # fmt: skip
+            means = [first_sums(m, X[:1200]).mean(axis=0) for m in (small, wanted)]
+            shifts.append(np.abs(means[0] - means[1]).max())
+        assert shifts[1] < 1e-4 < shifts[0]
+
+    def test_schemes_by_name(self, digits):
+        model, X, _ = digits
+        patterns = {"*dense2": "codebook", "*dense": "int4"}
+        quantizer = WeightQuantizer(patterns, bits=5).fit(model, X[:100])
+        schemes = [row["scheme"] for row in quantizer.layers_]
+        assert schemes == ["int5", "codebook 5 bit, groups of 64"]
+        small = fastvq.compress(model, X[:100], scheme={"*dense2": "sign"})
+        schemes = [row["scheme"] for row in small.report() if row["tensor"].startswith("weight")]
+        assert schemes[0] == "float32" and schemes[1].startswith("sign")
+        for wrong in ({"*": "auto"}, {"*": "int5"}, 4):
+            with pytest.raises(ValueError, match="scheme"):
+                WeightQuantizer(wrong).fit(model)
+
+    def test_back_to_floats(self, digits):
+        model, X, _ = digits
+        quantizer = WeightQuantizer("int4", activations="dynamic")
+        small = quantizer.fit_transform(model, X[:100])
+        back = quantizer.inverse_transform(small)
+        assert {c.scheme for c in back.graph.constants.values()} == {"float32"}
+        assert np.mean(back.predict(X) == small.predict(X)) > 0.98
+
     def test_the_same_at_any_number_of_threads(self, digits):
         model, X, _ = digits
         found = [
@@ -249,6 +310,7 @@ class TestModels:
             ({"scheme": "auto", "max_drop": 0.1}, "give X"),
             ({"scheme": "auto", "size_budget": 10}, "smallest file"),
             ({"scheme": "auto", "size_budget": 10, "max_drop": 0.1}, "either"),
+            ({"scheme": "auto", "max_drop": 1.5}, "max_drop"),
         ],
     )  # fmt: skip
     def test_bad_settings(self, settings_, said):
@@ -293,6 +355,39 @@ class TestBudgets:
         assert 0 < few.next_kilobyte_ <= 1 and 0 < many.next_kilobyte_ <= 1
         assert {row["reason"] for row in few.layers_} == {""}
 
+    def test_the_report_tells_what_more_would_buy(self, digits):
+        model, X, y = digits
+        small = fastvq.compress(model, X[:99], y[:99], scheme="auto", size_budget=15_000)
+        told = str(small.report())
+        assert "another 1000 bytes" in told and "less damage: " in told
+        everything = fastvq.compress(model, X[:99], scheme="auto", size_budget=10**6)
+        assert "would buy nothing" in str(everything.report())
+
+    def test_nothing_to_make_smaller(self):
+        weights = {"a": weight_of(5), "b": np.arange(4.0)}
+        small = fastvq.compress(weights, scheme="auto", size_budget=10_000)
+        np.testing.assert_array_equal(small()[0], weights["a"])
+        with pytest.raises(ValueError, match="smallest file"):
+            fastvq.compress(weights, scheme="auto", size_budget=100)
+
+    def test_frontier(self, digits):
+        model, X, y = digits
+        quantizer = WeightQuantizer("auto", size_budget=20_000).fit(model, X[:400], y[:400])
+        found = quantizer.frontier(4)
+        assert found["bytes"] == sorted(found["bytes"]) and len(found["score"]) == 4
+        assert found["expected dB"][0] < found["expected dB"][-1]
+        assert found["whole"][1] >= found["score"][0]
+        assert found["bytes"][-1] < 0.6 * found["whole"][0]
+        with pytest.raises(ValueError, match="one size"):
+            WeightQuantizer().fit(model).plot()
+        pyplot = pytest.importorskip("matplotlib.pyplot", reason="needs matplotlib")
+        pyplot.switch_backend("agg")
+        ax = quantizer.plot(n_points=3)
+        assert ax.get_ylabel() == "accuracy" and len(ax.lines) == 3
+        weights = WeightQuantizer("auto", size_budget=4000).fit({"w": weight_of(64, 64)})
+        assert weights.plot(n_points=2).get_ylabel() == "expected dB"
+        pyplot.close("all")
+
     def test_more_bytes_do_less_damage(self, digits):
         model, X, _ = digits
         wanted = fastvq.compress(model).predict_proba(X)
@@ -312,6 +407,38 @@ class TestBudgets:
         agreeing = WeightQuantizer("auto", max_drop=0.05, max_samples=None)
         small = agreeing.fit_transform(model, X[:1200])
         assert np.mean(small.predict(X[1200:]) == model.predict(X[1200:])) > 0.93
+
+    def test_a_drop_of_a_regressor(self):
+        rng = np.random.default_rng(0)
+        X = rng.normal(size=(3000, 30)).astype("f4")
+        y = np.sin(X[:, 0]) + X[:, 1] * X[:, 2] + rng.normal(size=3000) / 8
+        model = MLPRegressor(hidden_layer_sizes=(90, 40), max_iter=30, random_state=0)
+        model.fit(X[:1500], y[:1500])
+        quantizer = WeightQuantizer("auto", max_drop=0.02, max_samples=None)
+        small = quantizer.fit_transform(model, X[:1500], y[:1500])
+        assert quantizer.scores_["score"] == "R2" and small.nbytes < 0.25 * quantizer.nbytes_[0]
+        lost = model.score(X[1500:], y[1500:]) - r2_score(y[1500:], small.predict(X[1500:]))
+        assert lost <= 0.02
+        near = WeightQuantizer("auto", max_drop=0.05, max_samples=None)
+        small = near.fit_transform(model, X[:1500])
+        assert near.scores_["after"] > 0.95
+        assert r2_score(model.predict(X[1500:]), small.predict(X[1500:])) > 0.94
+
+    def test_a_score_of_ones_own(self, digits):
+        model, X, y = digits
+
+        def worst_class(y, predicted):
+            return min(np.mean(predicted[y == c] == c) for c in range(10) if (y == c).any())
+
+        quantizer = WeightQuantizer("auto", max_drop=0.1, score=worst_class, max_samples=None)
+        small = quantizer.fit_transform(model, X[:1200], y[:1200])
+        assert quantizer.scores_["score"] == "worst_class"
+        found = [worst_class(y[1200:], m.predict(X[1200:])) for m in (model, small)]
+        assert found[0] - found[1] <= 0.1
+        with pytest.raises(ValueError, match="give y"):
+            quantizer.fit(model, X[:1200])
+        with pytest.raises(TypeError, match="callable"):
+            WeightQuantizer("auto", max_drop=0.1, score="f1").fit(model, X, y)
 
     def test_a_drop_that_cannot_be_shown(self, digits):
         model, X, y = digits
