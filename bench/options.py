@@ -26,6 +26,7 @@ SUITES = (
     "int8",
     "int8models",
     "fewbits",
+    "fewquality",
     "quality",
     "runtime",
     "training",
@@ -34,7 +35,7 @@ SUITES = (
 )
 
 #: suites that take hours, and are measured only where they are named
-LONG = ("training",)
+LONG = ("fewquality", "training")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,325 @@
+"""What is lost in few bits: networks beside themselves in float32, and beside plain clustering.
+
+Four examples, each a command: ``python -m bench fewquality --only MobileNetV2`` (or MiniLM, LSTM,
+digits). Weights alone are written in few bits, by examples that the judged ones have no part in;
+"bits" are those of the whole file for each weight. Plain clustering is what others do: k-means on
+the values of each tensor, without scales, weights of values or compensation.
+
+MobileNetV2 and MiniLM are judged as in `bench_quality`; the LSTM reads pictures of Fashion-MNIST
+line by line, and scikit-learn's MLP the digits: their accuracy on pictures that were held out.
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import cache
+
+import numpy as np
+
+from bench import report
+from bench.bench_quality import agreement, crops, halves, likeness, sentences
+from bench.options import Options
+
+#: what is to be reached, by case and contestant
+WANTED = {
+    ("MobileNetV2", "auto 5.25 bits"): {"agreement": 0.85, "confident": 0.98},
+    ("MobileNetV2", "auto 4.25 bits"): {"agreement": 0.72, "confident": 0.96},
+    ("MiniLM", "auto 14 MB"): {"cosine": 0.992, "nearest": 0.83, "clear nearest": 0.97},
+    ("MiniLM", "int4"): {"cosine": 0.985},
+}
+WANTED_DROP = {"LSTM": 0.003}  # of accuracy, mean of the seeds, 75 % smaller
+MINILM_BYTES = 14_000_000
+SEEDS, EPOCHS = 5, 2
+CALIBRATION_CROPS, CROPS = 8, 64
+TEXTS, CALIBRATION_TEXTS = 1000, 200
+
+
+def clustered(whole, bits):
+    """The model with each weight as plain k-means on its values leaves it."""
+    from fastvq import kernels
+    from fastvq.compress.weights import replaced, weights_of
+    from fastvq.runtime import CompressedModel
+    from fastvq.runtime.codebook import Codebook
+
+    tensors = {}
+    for weight in weights_of(whole.graph):
+        book = kernels.optimal_codebook(weight.values.ravel(), 1 << bits).astype(np.float32)
+        codes = np.searchsorted((book[1:] + book[:-1]) / 2, weight.values)
+        tensors[weight.name] = Codebook.of(codes, book[None], bits=bits)
+    return CompressedModel(replaced(whole.graph, tensors), whole.metadata)
+
+
+def small_models(whole, settings, *examples):
+    """(name, model) of each contestant; `settings` are those of `compress`, by name."""
+    import fastvq
+
+    for name, each in settings.items():
+        yield name, fastvq.compress(whole, *examples, **each)
+        _say(f"{name}: written")
+    for bits in (3, 4, 5):
+        yield f"k-means {bits} bits", clustered(whole, bits)
+
+
+def _record(case, name, model, whole, **measured):
+    return {
+        "case": case, "name": name, "threads": 1, **measured, "bytes": model.nbytes,
+        "bits": round(8 * model.nbytes / _count(whole), 3),
+    }  # fmt: skip
+
+
+def _count(whole):
+    """Weights of a model, and all its other floats."""
+    floats = (c for c in whole.graph.constants.values() if np.dtype(c.dtype).kind == "f")
+    return sum(int(np.prod(c.shape)) for c in floats)
+
+
+# -- MobileNetV2 -----------------------------------------------------------------------------------
+
+
+def measure_mobilenet(options) -> list[dict]:
+    import fastvq
+    from fastvq.demo.mobilenet import load_mobilenet
+
+    n, n_seen = (2, 1) if options.quick else (CROPS, CALIBRATION_CROPS)
+    whole = fastvq.compress(load_mobilenet(), np.zeros((2, 3, 224, 224), np.float32))
+    ours, others = halves()
+    seen = np.concatenate([crops(name, n_seen, 0) for name in ours])
+    tests = {name: crops(name, n, 1) for name in others}
+    bits = _count(whole) / 8
+    settings: dict = {"int8": {"scheme": "int8"}, "int4": {"scheme": "int4", "group": 32}}
+    for each in (5.25, 4.25):
+        settings[f"auto {each} bits"] = {"scheme": "auto", "size_budget": int(each * bits)}
+    if options.quick:
+        settings = {"int4": {"scheme": "int4", "compensate": False}}
+    wanted = {name: _batches(whole, x) for name, x in tests.items()}
+    return [
+        _record("MobileNetV2", name, model, whole, **agreement(
+            {photograph: _batches(model, x) for photograph, x in tests.items()}, wanted
+        ))
+        for name, model in small_models(whole, settings, seen)
+    ]  # fmt: skip
+
+
+def _batches(model, x, n=32):
+    return np.concatenate([np.asarray(model(x[i : i + n])) for i in range(0, len(x), n)])
+
+
+# -- MiniLM ----------------------------------------------------------------------------------------
+
+
+def measure_minilm(options) -> list[dict]:
+    from fastvq.demo.minilm import compressed
+    from fastvq.runtime import preprocess
+
+    n, n_seen = (60, 20) if options.quick else (TEXTS, CALIBRATION_TEXTS)
+    texts = sentences()
+    places = np.arange(n + n_seen) * len(texts) // (n + n_seen)
+    every = (n + n_seen) // n_seen
+    whole = compressed()
+    how = whole.metadata["preprocess"]
+
+    def inputs(numbers):
+        found = preprocess.prepare(how, [texts[p] for p in numbers])
+        return tuple(found[name] for name in whole.input_names)
+
+    seen = inputs(places[::every][:n_seen])
+    judged = np.delete(places, np.arange(len(places))[::every][:n_seen])
+
+    def vectors(model):
+        parts = [model(*inputs(judged[i : i + 50])) for i in range(0, len(judged), 50)]
+        return np.concatenate(parts)
+
+    wanted = vectors(whole)
+    settings: dict = {
+        "int8": {"scheme": "int8"},
+        "int4": {"scheme": "int4", "group": 32},
+        "auto 14 MB": {"scheme": "auto", "size_budget": MINILM_BYTES},
+    }
+    if options.quick:
+        settings = {"int4": {"scheme": "int4", "compensate": False}}
+    return [
+        _record("MiniLM", name, model, whole, **likeness(vectors(model), wanted))
+        for name, model in small_models(whole, settings, seen)
+    ]
+
+
+# -- classifiers that are trained here -------------------------------------------------------------
+
+
+def measure_lstm(options) -> list[dict]:
+    """Accuracy over seeds, of an LSTM that reads the 28 lines of a picture."""
+    from fastvq.demo.fashion import load_fashion_mnist
+
+    pictures, labels = load_fashion_mnist("t10k")
+    seen, seen_labels = (a[:: 60_000 // 512] for a in load_fashion_mnist())
+    tests, seen = _lines(pictures), _lines(seen)
+    if options.quick:
+        tests, labels = tests[:500], labels[:500]
+    found: dict = {}
+    for seed in range(1 if options.quick else SEEDS):
+        whole = _trained_lstm(seed, options.quick)
+        quarter = whole.nbytes // 4
+        settings = {
+            "int8": {"scheme": "int8"},
+            "int4": {"scheme": "int4"},
+            "codebook 3 bits": {"scheme": "codebook", "bits": 3, "group": 32},
+            "auto, 75 % smaller": {"scheme": "auto", "size_budget": quarter},
+            "auto, 85 % smaller": {"scheme": "auto", "size_budget": int(0.6 * quarter)},
+        }
+        examples = seen, seen_labels.astype(np.int64)
+        _seed(found, whole, small_models(whole, settings, *examples), tests, labels)
+        _say(f"LSTM, seed {seed}: {found[None][-1]:.4f}")
+    return _over_seeds("LSTM", found)
+
+
+def _lines(pictures):
+    return np.ascontiguousarray(pictures.astype(np.float32) / 255)
+
+
+@cache
+def _trained_lstm(seed, quick):
+    """A model of fastvq: 28 steps of 28 numbers, 128 units, ten classes."""
+    import torch
+
+    import fastvq
+    from fastvq.demo.fashion import load_fashion_mnist
+
+    class Reader(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.read = torch.nn.LSTM(28, 128, batch_first=True)
+            self.classes = torch.nn.Linear(128, 10)
+
+        def forward(self, x):
+            return self.classes(self.read(x)[0][:, -1])
+
+    torch.manual_seed(seed)
+    torch.set_num_threads(1)
+    pictures, labels = (a[: 4000 if quick else None] for a in load_fashion_mnist())
+    x, y = torch.tensor(_lines(pictures)), torch.tensor(labels, dtype=torch.int64)
+    model = Reader()
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    for _ in range(1 if quick else EPOCHS):
+        for batch in torch.randperm(len(x)).split(128):
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(model(x[batch]), y[batch]).backward()
+            optimizer.step()
+    return fastvq.compress(model.eval(), x[:2].numpy())
+
+
+def measure_digits(options) -> list[dict]:
+    """scikit-learn's MLP on its 8 x 8 digits."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+    from sklearn.neural_network import MLPClassifier
+
+    import fastvq
+
+    X, y = load_digits(return_X_y=True)
+    found: dict = {}
+    for seed in range(1 if options.quick else SEEDS):
+        x_fit, tests, y_fit, labels = train_test_split(
+            X.astype(np.float32) / 16, y, stratify=y, random_state=seed
+        )
+        model = MLPClassifier((128, 64), max_iter=60 if options.quick else 200, random_state=seed)
+        whole = fastvq.compress(model.fit(x_fit, y_fit))
+        settings = {
+            "int8": {"scheme": "int8"},
+            "int4": {"scheme": "int4"},
+            "codebook 3 bits": {"scheme": "codebook", "bits": 3},
+            "product 2 bits": {"scheme": "product", "group": 4, "bits": 8},
+            "auto, 2 points": {"scheme": "auto", "max_drop": 0.02, "max_samples": None},
+        }
+        _seed(found, whole, small_models(whole, settings, x_fit, y_fit), tests, labels)
+    return _over_seeds("digits", found)
+
+
+def _seed(found, whole, models, tests, labels):
+    """Add what one seed gave: [accuracy of the float model], and by name [(change, model)]."""
+    before = _accuracy(whole, tests, labels)
+    found.setdefault(None, []).append(before)
+    for name, model in models:
+        change = _accuracy(model, tests, labels) - before
+        found.setdefault(name, []).append((change, model, whole))
+
+
+def _accuracy(model, x, labels):
+    right = 0
+    for i in range(0, len(x), 1000):
+        outputs = model.run({model.input_names[0]: x[i : i + 1000]})
+        found = outputs[0] if outputs[0].ndim == 1 else outputs[0].argmax(axis=1)
+        right += int((found == labels[i : i + 1000]).sum())
+    return right / len(x)
+
+
+def _over_seeds(case, found):
+    before = found.pop(None)
+    records = []
+    for name, seeds in found.items():
+        changes = [change for change, *_ in seeds]
+        _, model, whole = seeds[0]
+        records.append(_record(
+            case, name, model, whole, accuracy=round(float(np.mean(before)), 4),
+            change=round(float(np.mean(changes)), 5), worst=round(float(np.min(changes)), 5),
+            seeds=len(changes), share=round(model.nbytes / whole.nbytes, 4),
+        ))  # fmt: skip
+    return records
+
+
+# -- the suite -------------------------------------------------------------------------------------
+
+
+CASES = {
+    "MobileNetV2": measure_mobilenet,
+    "MiniLM": measure_minilm,
+    "LSTM": measure_lstm,
+    "digits": measure_digits,
+}
+_COLUMNS = {
+    "MobileNetV2": {"agreement": ".3f", "confident": ".3f", "SQNR dB": ".1f"},
+    "MiniLM": {"cosine": ".5f", "nearest": ".3f", "clear nearest": ".4f"},
+    "LSTM": {"accuracy": ".2%", "change": "+.2%", "worst": "+.2%", "share": ".1%"},
+    "digits": {"accuracy": ".2%", "change": "+.2%", "worst": "+.2%", "share": ".1%"},
+}
+
+
+def measure(options: Options) -> dict:
+    records = []
+    for case, run in CASES.items():
+        if options.only.lower() in case.lower():
+            records += run(options)
+    return {"records": records}
+
+
+def _say(text):
+    print(text, file=sys.stderr)
+
+
+def tables(measured: dict) -> str:
+    parts, missed = [], []
+    for case, columns in _COLUMNS.items():
+        records = [r for r in measured["records"] if r["case"] == case]
+        if not records:
+            continue
+        rows = [
+            [
+                r["name"],
+                *("" if r[c] is None else format(r[c], form) for c, form in columns.items()),
+                f"{r['bytes']:,}",
+                f"{r['bits']:.2f}",
+            ]
+            for r in records
+        ]
+        parts.append(report.table([case, *columns, "bytes", "bits a weight"], rows))
+        missed += _missed(records)
+    parts += [f"Below what is wanted: {'; '.join(missed)}."] if missed else []
+    return "\n\n".join(parts)
+
+
+def _missed(records):
+    for r in records:
+        for what, least in WANTED.get((r["case"], r["name"]), {}).items():
+            if r[what] is not None and r[what] < least:
+                yield f"{r['case']}, {r['name']}: {what} {r[what]} of {least}"
+        if r["name"].startswith("auto, 75") and r["change"] < -WANTED_DROP[r["case"]]:
+            yield f"{r['case']}, {r['name']}: {r['change']:+.4f}"
