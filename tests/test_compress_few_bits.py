@@ -15,6 +15,7 @@ from fastvq.compress.allocate import Candidate, allocated
 from fastvq.compress.schemes.codebook import CodebookScheme
 from fastvq.compress.schemes.grids import encoded, matrix_of
 from fastvq.compress.schemes.grouped import GroupedScheme
+from fastvq.compress.schemes.outliers import OutlierScheme
 from fastvq.compress.schemes.product import ProductScheme
 from fastvq.compress.schemes.sign import SignScheme
 from fastvq.compress.writing import noise
@@ -26,6 +27,7 @@ SCHEMES = [
     GroupedScheme(4, 32, False), GroupedScheme(2, 0, False), CodebookScheme(4, 64),
     CodebookScheme(2, 0), CodebookScheme(1, 16), CodebookScheme(3, 0, "row"),
     CodebookScheme(4, 16, "group"), ProductScheme(4, 4), ProductScheme(3, 5, 2), SignScheme(32),
+    OutlierScheme(GroupedScheme(3, 16), 0.05), OutlierScheme(CodebookScheme(2, 0), 0.01),
 ]  # fmt: skip
 
 
@@ -81,6 +83,16 @@ class TestSchemes:
         assert noise(weight, tensor) > least
         if hasattr(scheme, "nbytes"):
             assert scheme.nbytes(*weight.shape) == tensor.nbytes
+
+    def test_outliers_are_worth_their_bytes(self):
+        """On a weight of heavy tails, at equal bytes."""
+        weight = np.random.default_rng(0).standard_t(3, (128, 512)).astype("f4")
+        kept = OutlierScheme(GroupedScheme(3, 0), 0.02)
+        tensor, other = encoded(kept, weight), encoded(GroupedScheme(3, 24), weight)
+        assert tensor.nbytes <= other.nbytes and tensor.nbytes == kept.nbytes(128, 512)
+        assert noise(weight, tensor) > noise(weight, other) + 1
+        large = np.abs(weight) > 20
+        np.testing.assert_allclose(tensor.decode()[large], weight[large], rtol=1e-3)
 
     def test_important_columns_are_kept_better(self):
         weight = weight_of(64, 64)
@@ -178,6 +190,8 @@ class TestModels:
             {"scheme": "codebook"}, {"scheme": "codebook", "per": "row"},
             {"scheme": "product", "group": 4}, {"scheme": "int4", "activations": "dynamic"},
             {"scheme": "codebook", "activations": "dynamic", "group": 32},
+            {"scheme": "int4", "bits": 3, "outliers": 0.01},
+            {"scheme": "codebook", "bits": 3, "outliers": 0.02, "activations": "dynamic"},
         ],
     )  # fmt: skip
     def test_digits(self, digits, settings_, tmp_path):
@@ -191,7 +205,8 @@ class TestModels:
         rows = [row for row in small.report() if row["tensor"] == small.report()[0]["tensor"]]
         assert rows[0]["bits"] == pytest.approx(8 * rows[0]["bytes"] / np.prod(rows[0]["shape"]))
         operators = [node.operator for node in small.graph.nodes]
-        assert ("CodedDense" in operators) == ("activations" in settings_)
+        coded = "activations" in settings_ and "outliers" not in settings_
+        assert ("CodedDense" in operators) == coded
 
     @pytest.mark.parametrize("scheme", ["int4", "codebook", "product", "sign"])
     def test_every_layer_runs_on_decoded_weights(self, scheme, tmp_path):
@@ -310,7 +325,8 @@ class TestModels:
             ({"scheme": "auto", "max_drop": 0.1}, "give X"),
             ({"scheme": "auto", "size_budget": 10}, "smallest file"),
             ({"scheme": "auto", "size_budget": 10, "max_drop": 0.1}, "either"),
-            ({"scheme": "auto", "max_drop": 1.5}, "max_drop"),
+            ({"scheme": "auto", "max_drop": 1.5}, "max_drop"), ({"outliers": 1}, "outliers"),
+            ({"scheme": "sign", "outliers": 0.1}, "not sign"),
         ],
     )  # fmt: skip
     def test_bad_settings(self, settings_, said):

@@ -116,6 +116,7 @@ class TestNetworks:
             {"scheme": "codebook", "per": "row"}, {"scheme": "codebook", "per": "group", "bits": 5},
             {"scheme": "product", "group": 3, "bits": 9, "stages": 2},
             {"scheme": "product", "group": 8}, {"scheme": "sign", "group": 30},
+            {"scheme": "int4", "bits": 3, "outliers": 0.02},
             {"scheme": "auto", "size_budget": 6500},
         ],
         ids=str,

@@ -10,6 +10,7 @@ from fastvq.runtime.codebook import Codebook
 from fastvq.runtime.coded import float16_scales
 from fastvq.runtime.encoding import ENCODINGS
 from fastvq.runtime.grouped import Grouped, Signs
+from fastvq.runtime.patched import Patched
 from fastvq.runtime.product import Product
 
 SHAPES = st.lists(st.integers(0, 9), min_size=1, max_size=4).map(tuple)
@@ -273,3 +274,49 @@ class TestProduct:
         Product.from_parts(parts, attributes)
         with pytest.raises(ValueError):
             Product.from_parts(parts | change, attributes)
+
+
+class TestPatched:
+    @FEW
+    @given(SHAPES, GROUPS, st.sampled_from(["f2", "f4"]), SEEDS)
+    def test_values(self, shape, group, dtype, seed):
+        rng = np.random.default_rng(seed)
+        width = int(np.prod(shape[1:]))
+        groups = -(-width // group) if group and width else 1
+        scales = rng.uniform(size=(shape[0], groups)).astype("f2")
+        base = Grouped.of(rng.integers(0, 8, shape), scales, bits=3, group=group)
+        size = shape[0] * width
+        places = np.sort(rng.permutation(size)[: rng.integers(0, size + 1)])
+        patches = rng.normal(size=len(places)).astype(dtype)
+        wanted = np.array(base.decode())
+        wanted.reshape(-1)[places] = patches
+        assert_decodes(Patched.of(base, places, patches), wanted)
+
+    def test_far_apart(self):
+        base = Grouped.of(np.ones((3, 70_000), int), np.ones((3, 1), "f2"), bits=2)
+        encoded = Patched.of(base, [5, 200_000], np.float16([7, 8]))
+        assert encoded.gaps.dtype == np.uint32
+        wanted = np.full((3, 70_000), -1, "f4")
+        wanted[0, 5], wanted[2, 60_000] = 7, 8
+        assert_decodes(encoded, wanted)
+        assert encoded.nbytes == base.nbytes + 2 * 6 and "0.00% kept" in encoded.scheme
+
+    @pytest.mark.parametrize(
+        ("gaps", "patches", "said"),
+        [
+            (np.uint16([1, 0]), np.float16([1, 2]), "one place"),
+            (np.uint16([3, 5]), np.float16([1, 2]), "beyond"),
+            (np.uint8([1]), np.float16([1]), "gaps"),
+            (np.uint16([[1]]), np.float16([[1]]), "gaps"),
+            (np.uint16([1]), np.float64([1]), "patches"),
+            (np.uint16([1]), np.float16([1, 2]), "patches"),
+        ],
+    )
+    def test_what_cannot_be(self, gaps, patches, said):
+        base = Grouped.of(np.ones((2, 4), int), np.ones((2, 1), "f2"), bits=2)
+        with pytest.raises(ValueError, match=said):
+            Patched(base, gaps, patches)
+        good = Patched.of(base, [1], np.float16([2]))
+        for attributes in ({}, {"encoding": "patched", "of": {}}, {"encoding": 5, "of": {}}):
+            with pytest.raises(ValueError, match="patched values"):
+                Patched.from_parts(good.parts(), attributes)

@@ -14,6 +14,7 @@ from fastvq.compress.frontier import Frontier
 from fastvq.compress.schemes.codebook import CodebookScheme
 from fastvq.compress.schemes.grids import encoded, matrix_of
 from fastvq.compress.schemes.grouped import GroupedScheme
+from fastvq.compress.schemes.outliers import OutlierScheme
 from fastvq.compress.weights import replaced
 from fastvq.compress.writing import noise
 from fastvq.runtime import CompressedModel
@@ -28,6 +29,12 @@ _CANDIDATES = (
     *(GroupedScheme(bits, group) for bits in range(2, 9) for group in _GROUPS),
     *(GroupedScheme(8, group) for group in (16, 8, 4)),  # towards float16
     *(CodebookScheme(bits, group) for bits in (2, 3, 4) for group in (0, 128, 64, 32)),
+    *(
+        OutlierScheme(GroupedScheme(bits, group), share)
+        for bits in (2, 3, 4, 5)
+        for group in (0, 64)
+        for share in (0.005, 0.02)
+    ),
 )
 _PROBE = GroupedScheme(3, 64)  # what a weight is stored in while its layer's damage is measured
 _PROBED = 64  # examples on which that is measured

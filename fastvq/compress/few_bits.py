@@ -17,6 +17,7 @@ from fastvq.compress.budgets import Allocation, schemes_of
 from fastvq.compress.examples import examples_of, first_rows, halves, outputs_of
 from fastvq.compress.schemes.codebook import CodebookScheme
 from fastvq.compress.schemes.grouped import GroupedScheme
+from fastvq.compress.schemes.outliers import OutlierScheme
 from fastvq.compress.schemes.product import ProductScheme
 from fastvq.compress.schemes.sign import SignScheme
 from fastvq.compress.scores import judge_of, latencies, scores, told, weight_bytes
@@ -50,6 +51,10 @@ class WeightQuantizer(BaseEstimator):
         "codebook": what has a codebook of its own.
     stages : int
         "product": codewords that add up to a block.
+    outliers : float
+        "int4" and "codebook": the share of the values, those that lie farthest out in their
+        groups, that are kept as they are beside the codes; each takes 32 bits. Layers of such
+        weights compute in float32.
     activations : {"float", "dynamic"}
         "float": layers compute with the decoded weights in float32. "dynamic": dense layers turn
         their rows into bytes as they come and multiply whole numbers, with weights that are looked
@@ -114,6 +119,7 @@ class WeightQuantizer(BaseEstimator):
         symmetric=True,
         per="tensor",
         stages=1,
+        outliers=0.0,
         activations="float",
         compensate=True,
         bias_correction=True,
@@ -130,6 +136,7 @@ class WeightQuantizer(BaseEstimator):
         self.symmetric = symmetric
         self.per = per
         self.stages = stages
+        self.outliers = outliers
         self.activations = activations
         self.compensate = compensate
         self.bias_correction = bias_correction
@@ -309,6 +316,14 @@ class WeightQuantizer(BaseEstimator):
 
     def _scheme(self, name):
         """A scheme with the bits, group and so on of the parameters."""
+        if not 0 <= self.outliers < 1:
+            raise ValueError(f"outliers must be from 0 to below 1, got {self.outliers!r}")
+        if self.outliers and name not in ("int4", "codebook"):
+            raise ValueError(f"outliers are kept beside int4 and codebook, not {name}")
+        scheme = self._plain_scheme(name)
+        return OutlierScheme(scheme, self.outliers) if self.outliers else scheme
+
+    def _plain_scheme(self, name):
         low, high, usual = {"int4": (2, 8, 4), "product": (1, 12, 8)}.get(name, (1, 8, 4))
         bits = usual if self.bits is None else _whole("bits", self.bits, low, high)
         group = 64 if self.group is None else _whole("group", self.group, 0, 1 << 30)

@@ -28,7 +28,7 @@ class ModelQuantizer(BaseEstimator):
     scheme : {"int8", "int4", "codebook", "product", "sign", "auto"}, or a mapping
         "int8": layers of integers, as most of what follows tells. Others write weights alone in few
         bits, as :class:`WeightQuantizer` does, which has more to say of them and of its parameters
-        here: `bits`, `group`, `symmetric`, `per`, `stages`, `score`.
+        here: `bits`, `group`, `symmetric`, `per`, `stages`, `outliers`, `score`.
     activations : {"dynamic", "static", "float"}
         "dynamic": every dense layer and convolution finds the steps of its input as it runs, for
         each row (picture); what it gives is float32. Needs no examples. "static": steps come from
@@ -122,6 +122,7 @@ class ModelQuantizer(BaseEstimator):
         symmetric=True,
         per="tensor",
         stages=1,
+        outliers=0.0,
         activations="dynamic",
         calibration="mse",
         granularity="channel",
@@ -144,6 +145,7 @@ class ModelQuantizer(BaseEstimator):
         self.symmetric = symmetric
         self.per = per
         self.stages = stages
+        self.outliers = outliers
         self.activations = activations
         self.calibration = calibration
         self.granularity = granularity

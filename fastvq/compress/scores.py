@@ -20,7 +20,7 @@ from fastvq.runtime.measure import compare
 __all__ = ["judge_of", "latencies", "plain", "scores", "told", "weight_bytes"]
 
 _CONFIDENT = 1.645  # one-sided, 95 %
-_RESAMPLED = 400  # times that examples are drawn again for a score of the caller's
+_RESAMPLED = 200  # times that examples are drawn again for a score of the caller's
 _TIMED = (1, 32)  # rows of a call whose time is told
 _LONGEST = 1e5  # microseconds of a call that is not waited for
 

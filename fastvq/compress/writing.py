@@ -139,21 +139,20 @@ def made_up_for(weight, scheme, importance, gram):
     """A weight in which the rounding of later columns makes up for that of earlier ones."""
     matrix = matrix_of(weight.values, weight.leading)
     grid = scheme.fit(matrix, importance)
-    codes = {}
+    width, codes = matrix.shape[1], {}
+    nearest = grid.values(0, grid.nearest(0, matrix))[:, :width]
+    plainly = output_error(matrix, nearest, gram).sum()
 
     def rounding(values, columns):
         first = int(columns[0])
         codes[first] = grid.nearest(first, values)
         return grid.values(first, codes[first])[:, : len(columns)]
 
-    width = matrix.shape[1]
     parts = [np.arange(i, min(i + grid.step, width)) for i in range(0, width, grid.step)]
     found = compensated(matrix, gram, rounding, parts=parts)
-    nearest = grid.nearest(0, matrix)
-    near = grid.values(0, nearest)[:, :width]
     whole = np.concatenate([codes[first] for first in sorted(codes)], axis=1)
-    if output_error(matrix, near, gram).sum() <= output_error(matrix, found, gram).sum():
-        whole = nearest
+    if plainly <= output_error(matrix, found, gram).sum():
+        whole = grid.nearest(0, matrix)
     grid.refit(whole, matrix, gram)
     return grid.tensor(weight.values.shape, whole, weight.leading)
 

@@ -18,6 +18,7 @@ from fastvq.runtime import CompressedModel, Graph, Node, Value
 from fastvq.runtime.codebook import Codebook
 from fastvq.runtime.encoding import Raw
 from fastvq.runtime.grouped import Grouped, Signs
+from fastvq.runtime.patched import Patched
 from fastvq.runtime.preprocess import describe_picture, describe_wordpiece
 from fastvq.runtime.product import Product
 
@@ -171,6 +172,15 @@ def product_1():
     return m.done([Value("x", "float32", ("N", 10))], [Value(y, "float32", ("N", 6))])
 
 
+def patched_1():
+    m = Model()
+    codes = m.rng.integers(0, 8, (6, 9))
+    base = Grouped.of(codes, np.full((6, 3), 0.25, "f2"), bits=3, group=4)
+    weight = Patched.of(base, [2, 11, 12, 53], np.float16([9, -7.5, 6, 20]))
+    y = m.node("Dense", "x", m.coded(weight))
+    return m.done([Value("x", "float32", ("N", 9))], [Value(y, "float32", ("N", 6))])
+
+
 def all_codes():
     """A model of five features with a weight in each of these encodings; no golden file of it."""
     m = Model()
@@ -181,14 +191,15 @@ def all_codes():
         Grouped.of(codes, scales, scales * 8, bits=4),
         Signs.of(codes - 8, scales),
         Product.of((6, 5), codes[:, :2, None], m.rng.integers(-8, 8, (1, 16, 4)).astype("f4")),
+        Patched.of(Grouped.of(codes, scales, bits=4), [1, 9, 29], np.float16([3, 4, 5])),
     ]
     h = [m.node("Dense", "x", m.coded(weight)) for weight in weights]
     y = m.node("Concat", *h, axis=1)
-    return m.done([Value("x", "float32", ("N", 5))], [Value(y, "float32", ("N", 24))])
+    return m.done([Value("x", "float32", ("N", 5))], [Value(y, "float32", ("N", 30))])
 
 
 _OF_FLOATS = mlp_1, cnn_1, forest_1, lstm_1, transformer_1
-_OF_CODES = codebook_1, grouped_1, sign_1, product_1
+_OF_CODES = codebook_1, grouped_1, sign_1, product_1, patched_1
 MODELS = {model.__name__: model for model in (*_OF_FLOATS, *_OF_CODES)}
 
 

@@ -28,6 +28,7 @@ from fastvq.runtime.encoding import Raw
 from fastvq.runtime.graph import Graph
 from fastvq.runtime.grouped import Grouped, Signs
 from fastvq.runtime.ops import operators
+from fastvq.runtime.patched import Patched
 from fastvq.runtime.product import Product
 
 __all__ = ["EXPORTS", "Source", "save", "to_c"]
@@ -98,6 +99,8 @@ class _Rows:
         tensor = writer.graph.constants.get(name)
         if tensor is None or len(tensor.shape) != 2 or 0 in tensor.shape:
             raise ValueError(f"{name!r} is no constant weight of two dimensions")
+        self._patches = self._patches_of(tensor) if isinstance(tensor, Patched) else None
+        tensor = tensor.base if self._patches else tensor
         self.tensor, self.width = tensor, tensor.shape[1]
         if isinstance(tensor, Coded) and tensor.codes.nbytes > _MOST_BYTES:
             raise ValueError(f"{name!r} has {tensor.codes.nbytes:,} bytes of codes: too many")
@@ -107,8 +110,28 @@ class _Rows:
             if part != "codewords" or not isinstance(tensor, (Codebook, Product))
         }
 
+    def _patches_of(self, tensor):
+        """Values that are kept beside codes, as arrays: where rows begin, columns, values."""
+        n_rows, width = tensor.shape
+        rows, columns = np.divmod(tensor.places, width)
+        if not len(rows) or width > 1 << 16:
+            raise ValueError(f"{self._name!r} keeps values of rows that are too wide, or none")
+        starts = np.searchsorted(rows, np.arange(n_rows + 1)).astype(np.uint32)
+        arrays = starts, columns.astype(np.uint16), tensor.patches.astype(np.float32)
+        labels = "starts", "columns", "kept"
+        return [
+            self._writer.array(f"{self._name} {label}", array)
+            for label, array in zip(labels, arrays, strict=True)
+        ]
+
     def decoded(self, i):
         """Where row number `i` (an expression) lies as floats, after lines that make it so."""
+        row = self._decoded(i)
+        if self._patches:
+            self._writer.put(self._writer.call("put", row, i, *self._patches) + ";")
+        return row
+
+    def _decoded(self, i):
         tensor, writer = self.tensor, self._writer
         if isinstance(tensor, Raw) and tensor.values.dtype == np.float32:
             return f"{self._parts['']} + {i} * {self.width}"

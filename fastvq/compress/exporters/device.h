@@ -139,6 +139,15 @@ static void fvq_scale_by_floats(float *row, uint32_t width, const float *scales,
     }
 }
 
+/* Values of row i that are kept beside its codes: those from starts[i] up to starts[i + 1]. */
+static void fvq_put(float *row, uint32_t i, const uint32_t *starts, const uint16_t *columns,
+                    const float *values)
+{
+    for (uint32_t j = starts[i]; j < starts[i + 1]; j++) {
+        row[columns[j]] = values[j];
+    }
+}
+
 /* ---- products ------------------------------------------------------------------------------- */
 
 static float fvq_dot(const float *a, const float *b, uint32_t n)

@@ -52,7 +52,7 @@ class Grid:
         """The weight of this shape with codes of all columns."""
         raise NotImplementedError
 
-    def refit(self, codes: np.ndarray, matrix: np.ndarray, gram: np.ndarray) -> None:
+    def refit(self, codes: np.ndarray, matrix: np.ndarray, gram: np.ndarray, kept=None) -> None:
         """Move what levels are scaled by so that a layer's outputs are kept, for these codes.
 
         Parameters
@@ -60,6 +60,8 @@ class Grid:
         matrix : ndarray (n_rows, width)
         gram : ndarray (width, width)
             E[x xᵀ] of what the layer reads.
+        kept : ((rows, columns), values), optional
+            What stands in the place of some levels, and stays.
         """
 
 
@@ -78,15 +80,21 @@ class ScaledGrid(Grid):
         levels = self.levels(first, codes)
         return levels * self._groups.spread(self._scales, first, codes.shape[1])
 
-    def refit(self, codes, matrix, gram):
+    def refit(self, codes, matrix, gram, kept=None):
         """By least squares; a row whose outputs that does not help keeps its scales."""
-        before = self.values(0, codes)
-        kept, levels = self._scales, self.levels(0, codes)
-        moved = refitted_scales(matrix, levels, kept, gram, self._groups.size)
-        self._halves, self._exponent, self._scales = stored(moved)
-        errors = [output_error(matrix, q, gram) for q in (before, self.values(0, codes))]
-        better = (errors[1] < errors[0])[:, None]
-        self._halves, self._exponent, self._scales = stored(np.where(better, self._scales, kept))
+        levels, width = np.array(self.levels(0, codes)), codes.shape[1]
+        if kept is not None:
+            places, values = kept
+            levels[places], matrix = 0, matrix.astype(np.float64)
+            matrix[places] -= values
+        scales = refitted_scales(matrix, levels, self._scales, gram, self._groups.size)
+        _, _, moved = stored(scales)
+        before, after = (
+            output_error(matrix, levels * self._groups.spread(each, 0, width), gram)
+            for each in (self._scales, moved)
+        )
+        chosen = np.where((after < before)[:, None], moved, self._scales)
+        self._halves, self._exponent, self._scales = stored(chosen)
 
 
 def encoded(scheme, weight, *, importance=None, leading=1) -> Coded:
