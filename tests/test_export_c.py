@@ -325,13 +325,17 @@ class TestSources:
         assert f"{total:,} bytes of constants" in text and "digits_run" in text
         assert all(len(line) <= 120 for line in text.splitlines())
 
-    def test_names(self, mlp):
+    def test_names(self, mlp, tmp_path):
         assert "void n2_rows_run(const float *x" in fastvq.compress(mlp).to_c(name="2 rows")
         weight = Raw(np.ones((2, 3), "f4"))
-        for odd in ("for", "exp", "row", "a.b/c", "-"):
-            graph = Graph([Node("Dense", (odd, "w"), ("y",))], [Value(odd, "float32", ("N", 3))],
-                          [Value("y", "float32", ("N", 2))], {"w": weight})  # fmt: skip
-            assert "void model_run(" in CompressedModel(graph).to_c()
+        for odd in ("for", "exp", "row", "a.b/c", "-", "x y"):
+            nodes = [Node("Dense", (odd, "dot"), ("run",))]
+            graph = Graph(nodes, [Value(odd, "float32", ("N", 3))],
+                          [Value("run", "float32", ("N", 2))], {"dot": weight})  # fmt: skip
+            model = CompressedModel(graph)
+            assert "float model_dot_2[6]" in model.to_c()
+            if COMPILER:
+                check(model, np.ones((2, 3)), tmp_path)
 
     def test_what_cannot_be_written(self, digits):
         X, y = digits

@@ -299,6 +299,7 @@ def test_sdist_holds_sources_and_tests_and_nothing_generated(tmp_path):
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     expected = {"setup.py", "pyproject.toml", "README.md", "LICENSE", "tests/conftest.py"}
+    expected.add("fastvq/compress/exporters/device.h")
     for folder, pattern in [("fastvq", "*.py"), ("tests", "*.py")]:
         expected |= {str(path.relative_to(CHECKOUT)) for path in (CHECKOUT / folder).rglob(pattern)}
     for pattern in ("*.pyx", "*.pxd", "*.h"):
@@ -389,7 +390,10 @@ def test_a_wheel_without_compiled_parts_runs_models(tmp_path):
     (wheel,) = (tree / "dist").glob("fastvq-*-py3-none-any.whl")
     python, packages = bare_environment(tmp_path / "bare")
     with zipfile.ZipFile(wheel) as archive:
-        assert not [name for name in archive.namelist() if name.endswith((".so", ".pyx", ".h"))]
+        names = archive.namelist()
+        assert not [name for name in names if name.endswith((".so", ".pyx", ".pxd"))]
+        headers = [name for name in names if name.endswith(".h")]
+        assert headers == ["fastvq/compress/exporters/device.h"]  # of models in C, not of kernels
         archive.extractall(packages)
     level, said = use_models(python, tmp_path)
     assert level == "numpy"

@@ -53,7 +53,8 @@ class Writer:
         self._lines: list[str] = []
         self._functions: set[str] = set()
         self._names: dict[str, str] = {}  # of values, in C
-        self._taken = {*_RESERVED}
+        own = (*_functions(), "run", "classes")
+        self._taken = {*_RESERVED, *(f"{name}_{each}" for each in own)}
         self._scratch: dict[str, int] = {}
 
     def written(self, exports) -> Source:
