@@ -265,11 +265,11 @@ class TestModels:
 
     def test_schemes_by_name(self, digits):
         model, X, _ = digits
-        patterns = {"*dense2": "codebook", "*dense": "int4"}
+        patterns = {"weight2": "codebook", "MLP*": "int4"}
         quantizer = WeightQuantizer(patterns, bits=5).fit(model, X[:100])
         schemes = [row["scheme"] for row in quantizer.layers_]
         assert schemes == ["int5", "codebook 5 bit, groups of 64"]
-        small = fastvq.compress(model, X[:100], scheme={"*dense2": "sign"})
+        small = fastvq.compress(model, X[:100], scheme={"*2": "sign"})
         schemes = [row["scheme"] for row in small.report() if row["tensor"].startswith("weight")]
         assert schemes[0] == "float32" and schemes[1].startswith("sign")
         for wrong in ({"*": "auto"}, {"*": "int5"}, 4):
@@ -426,19 +426,19 @@ class TestBudgets:
 
     def test_a_drop_of_a_regressor(self):
         rng = np.random.default_rng(0)
-        X = rng.normal(size=(3000, 30)).astype("f4")
-        y = np.sin(X[:, 0]) + X[:, 1] * X[:, 2] + rng.normal(size=3000) / 8
-        model = MLPRegressor(hidden_layer_sizes=(90, 40), max_iter=30, random_state=0)
-        model.fit(X[:1500], y[:1500])
+        X = rng.normal(size=(2400, 20)).astype("f4")
+        y = np.sin(X[:, 0]) + X[:, 1] * X[:, 2] + rng.normal(size=2400) / 8
+        model = MLPRegressor(hidden_layer_sizes=(60, 24), max_iter=30, random_state=0)
+        model.fit(X[:1200], y[:1200])
         quantizer = WeightQuantizer("auto", max_drop=0.02, max_samples=None)
-        small = quantizer.fit_transform(model, X[:1500], y[:1500])
-        assert quantizer.scores_["score"] == "R2" and small.nbytes < 0.25 * quantizer.nbytes_[0]
-        lost = model.score(X[1500:], y[1500:]) - r2_score(y[1500:], small.predict(X[1500:]))
+        small = quantizer.fit_transform(model, X[:1200], y[:1200])
+        assert quantizer.scores_["score"] == "R2" and small.nbytes < 0.3 * quantizer.nbytes_[0]
+        lost = model.score(X[1200:], y[1200:]) - r2_score(y[1200:], small.predict(X[1200:]))
         assert lost <= 0.02
         near = WeightQuantizer("auto", max_drop=0.05, max_samples=None)
-        small = near.fit_transform(model, X[:1500])
+        small = near.fit_transform(model, X[:1200])
         assert near.scores_["after"] > 0.95
-        assert r2_score(model.predict(X[1500:]), small.predict(X[1500:])) > 0.94
+        assert r2_score(model.predict(X[1200:]), small.predict(X[1200:])) > 0.94
 
     def test_a_score_of_ones_own(self, digits):
         model, X, y = digits

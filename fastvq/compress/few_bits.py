@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from fnmatch import fnmatchcase
 
 import numpy as np
 from sklearn.base import BaseEstimator
@@ -37,8 +36,8 @@ class WeightQuantizer(BaseEstimator):
         "int4": evenly spaced levels, with a scale for each group of inputs. "codebook": levels
         anywhere, the best for the weights. "product": blocks of inputs as codewords. "sign": a bit
         and a scale. "auto": for each weight what serves `size_budget` or `max_drop` best. A mapping
-        has patterns of names of layers (as in a shell: ``*``, ``?``) and the scheme of each; the
-        first that fits counts, and layers without one stay float32.
+        has patterns of names of layers, or of their weights (as in a shell: ``*``, ``?``), and the
+        scheme of each; the first that fits counts, and layers without one stay float32.
     bits : int, optional
         Of a code: 4, for "product" 8, by default. "int4" takes 2 to 8, "codebook" 1 to 8,
         "product" 1 to 12.
@@ -74,7 +73,7 @@ class WeightQuantizer(BaseEstimator):
         A score in its place: ``score(y, predicted)``, more being better, such as
         ``sklearn.metrics.f1_score``; its confidence is found by drawing examples again.
     keep : sequence of str
-        Patterns of names of layers that stay float32 (as in a shell: ``*``, ``?``).
+        Patterns of names of layers, or of their weights, that stay float32.
     max_samples : int or None
         The most rows of X that are used, evenly spread over it; None: all.
     n_threads : int, optional
@@ -309,7 +308,7 @@ class WeightQuantizer(BaseEstimator):
             return dict.fromkeys(writing.names, self._scheme(self.scheme))
         found = {}
         for name, weight in writing.weights.items():
-            fits = (s for p, s in self.scheme.items() if fnmatchcase(weight.label, p))
+            fits = (s for p, s in self.scheme.items() if weight.is_named(p))
             if scheme := next(fits, None):
                 found[name] = self._scheme(scheme)
         return found

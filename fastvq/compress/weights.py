@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 import numpy as np
@@ -43,8 +44,12 @@ class Weight(NamedTuple):
 
     @property
     def label(self) -> str:
-        """What a pattern of names is compared with: the layer's name."""
+        """The layer's name."""
         return self.readers[0][0].name if self.readers else self.name
+
+    def is_named(self, pattern: str) -> bool:
+        """Whether the layer's name or its own is like the pattern, as in a shell."""
+        return any(fnmatchcase(name, pattern) for name in (self.label, self.name))
 
     @property
     def key(self) -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from fnmatch import fnmatchcase
 
 import numpy as np
 
@@ -30,7 +29,7 @@ class Writing:
         self.threads = _threads.effective(settings.n_threads)
         smallest = FEWEST if settings.scheme == "auto" else SMALLEST
         every = weights_of(self.graph, smallest)
-        kept = [w for w in every if any(fnmatchcase(w.label, p) for p in settings.keep)]
+        kept = [w for w in every if any(map(w.is_named, settings.keep))]
         self._every, self.weights = every, {w.name: w for w in every if w not in kept}
         chosen = [*self.weights.values()]
         self.counts = (
