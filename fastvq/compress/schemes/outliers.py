@@ -12,7 +12,7 @@ from fastvq.runtime.patched import Patched
 __all__ = ["OutlierScheme"]
 
 _BYTES = 4  # of a value that is kept, with its place
-_MOST_HALF = 6e4
+_LEAST_HALF, _MOST_HALF = 2.0**-14, 6e4  # what float16 has all its digits for
 
 
 class OutlierScheme(NamedTuple):
@@ -81,8 +81,9 @@ class _OutlierGrid(Grid):
         self._rows, self._columns = np.divmod(places, max(self._width, 1))
         self._by_column = np.argsort(self._columns, kind="stable")
         self._sorted = self._columns[self._by_column]
-        most = np.abs(matrix.reshape(-1)[places]).max(initial=0)
-        self._kept = np.zeros(len(places), np.float16 if most < _MOST_HALF else np.float32)
+        sizes = np.abs(matrix.reshape(-1)[places])
+        fit = ((sizes > _LEAST_HALF) & (sizes < _MOST_HALF)) | (sizes == 0)
+        self._kept = np.zeros(len(places), np.float16 if fit.all() else np.float32)
 
     def _within(self, first, count):
         """Which of the kept values stand in these columns, and where."""
