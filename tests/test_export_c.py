@@ -23,6 +23,7 @@ from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
 from sklearn.tree import DecisionTreeClassifier
+from threadpoolctl import threadpool_limits
 
 import fastvq
 from fastvq.compress.exporters import c
@@ -92,6 +93,13 @@ def check(model, x, folder, *, exactly=False, rtol=1e-5, labels=0.0):
             np.testing.assert_array_equal(found, value)
         else:
             np.testing.assert_allclose(found, value, rtol=rtol, atol=rtol * np.abs(value).max())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Histogram boosting waits long for threads of a busy machine."""
+    with threadpool_limits(1):
+        yield
 
 
 @pytest.fixture(scope="module")
