@@ -178,12 +178,14 @@ class WeightQuantizer(BaseEstimator):
         compressed = writing.model(self._schemes)
         compressed.metadata["compression"]["settings"] = notes
         self.layers_ = writing.layers(self._schemes)
-        self.nbytes_ = weight_bytes(graph), compressed.nbytes
         self.scores_ = self.latencies_ = {}
         if judged is not None:
             self.scores_ = scores(whole, compressed, judged, y, self.score)
             self.latencies_ = latencies(whole, compressed, judged)
-        self._fitted = model, self._told(compressed), arrays
+        before = weight_bytes(graph)
+        told(compressed, self.scores_, before, self.latencies_)
+        self.nbytes_ = before, compressed.nbytes
+        self._fitted = model, compressed, arrays
         return self
 
     def _allocate(self, writing, whole, judged, y):
@@ -252,7 +254,8 @@ class WeightQuantizer(BaseEstimator):
         writing = Writing(self, *imported(model, rows), arrays)
         if set(writing.names) != set(self._schemes):
             raise ValueError("this model has other weights than the one that was fitted")
-        return self._told(writing.model(self._schemes))
+        small = writing.model(self._schemes)
+        return told(small, self.scores_, self.nbytes_[0], self.latencies_)
 
     def fit_transform(self, model, X=None, y=None):
         """`fit`, then `transform`."""
@@ -350,9 +353,6 @@ class WeightQuantizer(BaseEstimator):
                 raise ValueError(f"max_drop must be above 0{most}, got {self.max_drop!r}")
         else:
             _whole("size_budget", self.size_budget, 1, 1 << 50)
-
-    def _told(self, compressed):
-        return told(compressed, self.scores_, self.nbytes_[0], self.latencies_)
 
 
 def restored(compressed):

@@ -193,15 +193,18 @@ class ModelQuantizer(BaseEstimator):
         small = fitting.model(metadata)
         if arrays is not None and self.max_drop is not None:
             small = fitting.within(self.max_drop, metadata, whole, y)
-        budget, size = self.size_budget, small.nbytes
+        found, times = {}, {}
+        if arrays is not None:
+            found = scores(whole, small, arrays, y, self.score)
+            times = latencies(whole, small, arrays)
+        before = weight_bytes(graph)
+        size, budget = told(small, found, before, times).nbytes, self.size_budget
         if budget is not None and size > budget:
             raise ValueError(f"the model takes {size:,} bytes at int8, not {budget:,}")
         self._fitting = fitting
         self.layers_ = fitting.layers()
         self.ranges_ = fitting.ranges
-        self.nbytes_ = weight_bytes(graph), size
-        self.scores_ = {} if arrays is None else scores(whole, small, arrays, y, self.score)
-        self.latencies_ = {} if arrays is None else latencies(whole, small, arrays)
+        self.nbytes_, self.scores_, self.latencies_ = (before, size), found, times
         return self
 
     def _fit_weights(self, model, X, y):
