@@ -12,6 +12,7 @@ torch = pytest.importorskip("torch", reason='needs PyTorch: pip install "fastvq[
 from sklearn.datasets import load_digits  # noqa: E402
 from torch import nn  # noqa: E402
 
+from fastvq import load  # noqa: E402
 from fastvq.neural import (  # noqa: E402
     FakeQuantize,
     QATSpec,
@@ -448,23 +449,91 @@ def test_what_has_no_twin_stays_in_float32_and_is_named(digits):
     assert np.quantile(np.abs(found - wanted), 0.99) < 0.02 * np.abs(wanted).max()
 
 
-def test_networks_that_integers_cannot_follow_are_named(digits):
-    class Two(nn.Module):
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
+@pytest.mark.parametrize("padding", ["same", "valid", (2, 1)])
+def test_padding_in_words_and_of_all_modes(padding, mode, digits):
+    """An even kernel: "same" has more to put behind than before."""
+    first = nn.Conv2d(1, 6, (4, 3), padding=padding, padding_mode=mode)
+    net = nn.Sequential(first, nn.ReLU(), nn.Conv2d(6, 3, 3, padding=1), nn.Flatten())
+    quantized = prepare_qat(net, QATSpec(6, 5))
+    quantized(digits[0])
+    wanted = simulate_exact(quantized, digits[0]).numpy()
+    assert (convert(quantized, digits[0])(digits[0].numpy()) == wanted).all() and wanted.any()
+
+
+def test_sequences_of_the_same_length(digits):
+    net = nn.Sequential(nn.Conv1d(8, 6, 4, padding="same", dilation=2), nn.MaxPool1d(3, 2))
+    rows = digits[0][:, 0]
+    quantized = prepare_qat(net)
+    quantized(rows)
+    wanted = simulate_exact(quantized, rows).numpy()
+    assert wanted.shape[2] == 3 and (convert(quantized, rows)(rows.numpy()) == wanted).all()
+
+
+@pytest.mark.parametrize("window", [(3, 2, 0), (3, 2, 1), (2, 3, 0), ((3, 2), (3, 2), (1, 0))])
+def test_pooling_that_rounds_sizes_up(window, digits):
+    """Of codes, and of numbers."""
+    pool = nn.MaxPool2d(*window, ceil_mode=True)
+    net = nn.Sequential(nn.Conv2d(1, 5, 2), pool, nn.Conv2d(5, 3, 1), pool)
+    quantized = prepare_qat(net, QATSpec(4, 4))
+    wanted = quantized(digits[0])
+    found = simulate_exact(quantized, digits[0])
+    torch.testing.assert_close(found, wanted, atol=0.01, rtol=0.05)
+    assert (convert(quantized, digits[0])(digits[0].numpy()) == found.numpy()).all()
+
+
+def test_several_outputs(digits, tmp_path):
+    """What is given twice, as it came, and what other layers read too."""
+
+    class Many(nn.Module):
         def __init__(self):
             super().__init__()
-            self.a = nn.Linear(8, 4)
+            self.body, self.a, self.b = nn.Conv2d(1, 4, 3), nn.Linear(144, 5), nn.Linear(144, 2)
 
         def forward(self, x):
-            return self.a(x), x
+            inner = self.body(x).relu()
+            flat = inner.flatten(1)
+            a = self.a(flat)
+            return {"a": a, "others": [inner, (self.b(flat), a)], "x": x}
 
-    quantized = prepare_qat(Two())
-    quantized(torch.randn(9, 8))
-    with pytest.raises(NotImplementedError, match="one input and one output"):
-        convert(quantized, torch.randn(9, 8))
-    odd = prepare_qat(nn.Sequential(nn.Conv2d(1, 2, 3, padding=1, padding_mode="reflect")))
-    odd(digits[0][:50])
-    with pytest.raises(NotImplementedError, match="padding or size like that of 0"):
-        convert(odd, digits[0])
+    x = digits[0]
+    quantized = prepare_qat(Many(), QATSpec(4, 4))
+    quantized(x)
+    found = simulate_exact(quantized, x)
+    assert list(found) == ["a", "others", "x"] and torch.equal(found["x"], x)
+    inner, (b, a) = found["others"]
+    wanted = found["a"], inner, b, a, x
+    compressed = convert(quantized, x)
+    assert compressed.output_names == ["y0", "y1", "y2", "y3", "y4"]
+    compressed.save(tmp_path / "model.fvq")
+    for model in (compressed, load(tmp_path / "model.fvq")):
+        for one, other in zip(model(x.numpy()), wanted, strict=True):
+            assert (one == other.numpy()).all()
+
+
+def test_networks_that_integers_cannot_follow_are_named(digits):
+    class Net(nn.Module):
+        def __init__(self, forward):
+            super().__init__()
+            self.a, self.run = nn.Linear(8, 4), forward
+
+        def forward(self, x):
+            return self.run(self, x)
+
+    rows = torch.randn(9, 8)
+    for forward in (lambda net, x: (), lambda net, x: net.a(x).chunk(2)):
+        odd = prepare_qat(Net(forward))
+        odd.a(rows)
+        with pytest.raises(NotImplementedError, match="integers give tensors"):
+            convert(odd, rows)
+    places = prepare_qat(nn.Sequential(nn.Conv2d(1, 2, 3), nn.MaxPool2d(2, return_indices=True)))
+    places(digits[0][:50])
+    with pytest.raises(NotImplementedError, match="tensors|places of maxima"):
+        convert(places, digits[0])
+    solid = prepare_qat(nn.Sequential(nn.Conv3d(1, 2, 3)))
+    solid(torch.randn(9, 1, 4, 4, 4))
+    with pytest.raises(NotImplementedError, match="three axes, as 0"):
+        convert(solid, torch.randn(9, 1, 4, 4, 4))
     with pytest.raises(ValueError, match="'2' has seen no batch"):
         untouched = prepare_qat(nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.AvgPool2d(2)))
         untouched[0](digits[0][:50])

@@ -24,6 +24,8 @@ from fastvq.runtime.encoding import Raw
 
 __all__ = ["convert"]
 
+_PADDING = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}  # PyTorch's to ours
+
 
 def convert(model: nn.Module, x: torch.Tensor) -> CompressedModel:
     """The network as a `CompressedModel` of integer layers.
@@ -41,14 +43,14 @@ def convert(model: nn.Module, x: torch.Tensor) -> CompressedModel:
     Returns
     -------
     CompressedModel
-        From float32 input to float32 output; `save` keeps it in a file that runs with NumPy alone.
-        Weights take a byte each, whatever their bits.
+        From float32 input to float32 output, or several: `y0`, `y1`, ...; `save` keeps it in a file
+        that runs with NumPy alone. Weights take a byte each, whatever their bits.
 
     Raises
     ------
     NotImplementedError
-        For a network with several inputs or outputs, and for settings of layers that integers
-        cannot follow: padding that is not zeros, pooling that rounds sizes up.
+        For a network with several inputs, for convolutions over three axes, and for pooling that
+        gives places of maxima.
     fastvq.compress.UnsupportedModel
         For a float32 layer that cannot be imported.
 
@@ -75,14 +77,14 @@ def convert(model: nn.Module, x: torch.Tensor) -> CompressedModel:
     written = Written(traced)
     rules = Rules(traced, written)
     with torch.no_grad():
-        found = rules.result()
+        found = rules.results()
     if rules.floats:
         warnings.warn(
             f"in integers there is no {', '.join(sorted(set(rules.floats)))}: "
             "that stays in float32, and results agree with simulate_exact up to its rounding",
             stacklevel=2,
         )
-    return CompressedModel(written.graph(found, x.shape[1:], traced.shape(traced.output)[1:]))
+    return CompressedModel(written.graph(found, x.shape[1:]))
 
 
 class _Written(NamedTuple):
@@ -102,11 +104,15 @@ class Written:
         self.nodes, self.constants, self._turned = [], {}, {}
         self._n_names = 0
 
-    def graph(self, output, shape_in, shape_out):
-        """All nodes, with `output` under the name y."""
-        names = {self._laid(output, False).name: "y"}
-        if "x" in names:
-            raise NotImplementedError("a network that gives what it takes has nothing to convert")
+    def graph(self, outputs, shape_in):
+        """All nodes; what is given is named y, or y0, y1, ..."""
+        wanted = ["y"] if len(outputs) == 1 else [f"y{i}" for i in range(len(outputs))]
+        names = {"x": "x"}
+        for value, name in zip(outputs, wanted, strict=True):
+            laid = self._laid(value, False)
+            if laid.name in names:  # what is given twice, or as it came
+                laid = self._add("Unary", [laid], like=laid, function="identity")
+            names[laid.name] = name
         nodes = [
             Node(
                 node.operator,
@@ -117,8 +123,11 @@ class Written:
             for node in self.nodes
         ]
         inputs = [Value("x", "float32", ("N", *shape_in))]
-        outputs = [Value("y", "float32", ("N", *shape_out))]
-        return Graph(nodes, inputs, outputs, self.constants)
+        given = [
+            Value(name, "float32", ("N", *self.traced.shape(node)[1:]))
+            for name, node in zip(wanted, self.traced.outputs, strict=True)
+        ]
+        return Graph(nodes, inputs, given, self.constants)
 
     # ---- what the rules call -------------------------------------------------------------------
 
@@ -144,12 +153,16 @@ class Written:
         codes = self._laid(codes, not flat)
         if flat:
             return self._add("QDense", [codes], *arrays, like=like, **attributes)
-        odd = isinstance(layer.padding, str) or layer.padding_mode != "zeros" or codes.ndim > 4
-        if odd:
-            raise NotImplementedError(f"integers take no padding or size like that of {name}")
+        if codes.ndim > 4:
+            raise NotImplementedError(f"integers have no convolution over three axes, as {name}")
+        begins, ends = _paddings(layer)
+        if layer.padding_mode != "zeros":
+            sides = np.array([0, *begins, 0, 0, *ends, 0], np.int64)
+            codes = self._add("Pad", [codes], sides, like=codes, mode=_PADDING[layer.padding_mode])
+            begins = ends = (0,) * len(begins)
         return self._add(
             "QConv", [codes], *arrays, like=like, strides=layer.stride, dilations=layer.dilation,
-            pads=(*layer.padding, *layer.padding), groups=layer.groups, **attributes,
+            pads=(*begins, *ends), groups=layer.groups, **attributes,
         )  # fmt: skip
 
     def mean(self, node, codes, grid, bounds):
@@ -175,11 +188,11 @@ class Written:
         )  # fmt: skip
         return self._bounded(mean, bounds)
 
-    def maximum(self, value, kernel, stride, padding, dilation):
+    def maximum(self, value, kernel, stride, pads, dilation):
         value = self._laid(value, True)
         return self._add(
             "QPool" if value.is_codes else "Pool", [value], like=value, function="max",
-            kernel=kernel, strides=stride, pads=(*padding, *padding), dilations=dilation,
+            kernel=kernel, strides=stride, pads=pads, dilations=dilation,
         )  # fmt: skip
 
     def reshaped(self, value, shape):
@@ -270,6 +283,12 @@ class Written:
     def _alike(self, values):
         last = any(value.channels_last for value in values)
         return [self._laid(value, last) for value in values]
+
+
+def _paddings(layer):
+    """What a convolution puts before and behind each axis; "same" and "valid" in numbers."""
+    sides = layer._reversed_padding_repeated_twice  # last axis first, before and behind in turn
+    return tuple(sides[-2::-2]), tuple(sides[::-2])
 
 
 def _finish(grid, bounds):

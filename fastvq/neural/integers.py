@@ -64,17 +64,19 @@ def simulate_exact(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
     Returns
     -------
     Tensor of float32
+        Or a tuple, list or dict of such, as the network gives them.
 
     Raises
     ------
     NotImplementedError
-        For a network with several inputs or outputs.
+        For a network with several inputs, and one that gives anything but tensors.
     OverflowError
         Where a sum does not fit in 32 bits.
     """
     traced = Traced(model, x)
     with torch.no_grad():
-        return Rules(traced, Simulated(traced, x)).result()
+        found = iter(Rules(traced, Simulated(traced, x)).results())
+    return fx.node.map_arg(traced.output, lambda _: next(found))
 
 
 class Traced:
@@ -86,6 +88,13 @@ class Traced:
         From `prepare_qat`.
     x : Tensor
         What the network takes, of which only the shape counts.
+
+    Attributes
+    ----------
+    output : Node, or a structure of nodes
+        What the network gives.
+    outputs : list of Node
+        Those nodes, in order.
     """
 
     def __init__(self, model, x):
@@ -97,8 +106,12 @@ class Traced:
             ShapeProp(self.module).propagate(torch.zeros(2, *x.shape[1:]))
         inputs = [node for node in self.module.graph.nodes if node.op == "placeholder"]
         self.output = next(n for n in self.module.graph.nodes if n.op == "output").args[0]
-        if len(inputs) != 1 or not isinstance(self.output, fx.Node):
-            raise NotImplementedError("integers take networks with one input and one output")
+        self.outputs = []
+        fx.node.map_arg(self.output, self.outputs.append)
+        if len(inputs) != 1:
+            raise NotImplementedError(f"integers take networks with one input, got {len(inputs)}")
+        if not self.outputs or any(self.shape(node) is None for node in self.outputs):
+            raise NotImplementedError(f"integers give tensors, the network {self.output}")
 
     def called(self, node):
         """The module that a node calls, else None."""
@@ -151,19 +164,29 @@ class Traced:
         return self.shape(node.args[0]) == self.shape(node.args[1]) is not None
 
     def window(self, node):
-        """Kernel, stride, padding and dilation of a maximum, a tuple each."""
+        """Kernel, stride, padding (beginnings, then ends) and dilation of a maximum, a tuple each.
+
+        Where sizes are rounded up, the last window sticks out: that is more padding at the end.
+        """
         names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
         module = self.called(node)
         if module is None:
             given = dict(zip(names, node.args[1:], strict=False)) | dict(node.kwargs)
         else:
             given = {name: getattr(module, name) for name in names}
-        if given.get("ceil_mode") or given.get("return_indices"):
-            raise NotImplementedError(f"integers take no pooling like that of {self.name(node)}")
+        if given.get("return_indices"):
+            raise NotImplementedError(f"integers have no places of maxima, as {self.name(node)}")
         size = given["kernel_size"]
         parts = size, given.get("stride") or size, given.get("padding", 0), given.get("dilation", 1)
-        n = len(self.shape(node)) - 2
-        return tuple(each(part, n) for part in parts)
+        sizes_in, sizes_out = (self.shape(one)[2:] for one in (node.args[0], node))
+        kernel, stride, begins, dilation = (each(part, len(sizes_in)) for part in parts)
+        ends = [
+            max(p, (n_out - 1) * s + d * (k - 1) + 1 - p - n_in)
+            for k, s, p, d, n_in, n_out in zip(
+                kernel, stride, begins, dilation, sizes_in, sizes_out, strict=True
+            )
+        ]
+        return kernel, stride, (*begins, *ends), dilation
 
 
 class Rules:
@@ -185,12 +208,12 @@ class Rules:
         self.traced, self.do = traced, do
         self.floats, self._made, self._forms = [], {}, {}
 
-    def result(self):
-        """What the network gives, as numbers."""
+    def results(self):
+        """What the network gives, as numbers: a list."""
         for node in self.traced.module.graph.nodes:  # in this order nothing nests deeply
             if len(self._wanted_forms(node)) > 1:
                 self.real(node)
-        return self.real(self.traced.output)
+        return [self.real(node) for node in self.traced.outputs]
 
     def codes(self, node, grid, bounds=None):
         """A value as codes of a grid, cut off at two of its codes."""
@@ -307,9 +330,11 @@ class Simulated:
             return real
         return (real.round().double() + grid.zero_point).clamp(*bounds)
 
-    def maximum(self, value, kernel, stride, padding, dilation):
-        pool = F.max_pool1d if len(kernel) == 1 else F.max_pool2d
-        return pool(value, kernel, stride, padding, dilation)
+    def maximum(self, value, kernel, stride, pads, dilation):
+        n = len(kernel)
+        sides = [pads[i] for axis in reversed(range(n)) for i in (axis, n + axis)]
+        pool = F.max_pool1d if n == 1 else F.max_pool2d
+        return pool(F.pad(value, sides, value=-math.inf), kernel, stride, 0, dilation)
 
     def reshaped(self, value, shape):
         return value.reshape(len(value), *shape)
