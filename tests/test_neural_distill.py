@@ -177,7 +177,7 @@ def test_pruning_resumes(digits, tmp_path):
 def test_pruning_composes_with_grids(digits):
     X, y = tensors(digits)
     quantized = prepare_qat(network(), QATSpec(4, 8))
-    pruning = GradualPruning(0.8, end=20, every=5)
+    pruning = GradualPruning(0.8, end=20, every=5, scope="layer")
     Trainer(quantized, classification_loss, max_epochs=3, after_step=[pruning]).fit(X, y)
     for layer in integer_layers(quantized).values():
         assert (layer.weight == 0).float().mean() >= 0.8

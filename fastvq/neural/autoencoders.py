@@ -25,7 +25,7 @@ from torch import nn
 
 from fastvq import kernels
 from fastvq._validation import as_codes, as_count, as_nonnegative, as_rows, as_word
-from fastvq.neural.estimators import TrainedEstimator
+from fastvq.neural.estimators import LAST_RATE, TrainedEstimator
 from fastvq.neural.layers import Frozen, ProductVectorQuantize
 from fastvq.neural.networks import (
     AutoencoderNetwork,
@@ -54,7 +54,10 @@ PRIORS = {"autoregressive": ("ar",), "positions": ("independent", "empirical")}
 _BLOCK = 1024  # rows in flight
 _START_ROWS = 32  # vectors for each codeword, that codebooks start from
 _DIRECTION_ROWS = 20_000  # that principal directions are taken of
-_ASCENT_STEPS, _ASCENT_RATE, _GUESSES = 100, 0.05, 16  # of `impute`
+# Of `impute`. Squared error of a missing pixel, lower halves of 300 pictures of Fashion-MNIST:
+# 0.0377 (PCA 0.0404); trusting at once 0.0409 after 300 steps, 0.0520 after 100 at half the rate.
+_ASCENT_STEPS, _ASCENT_RATE, _GUESSES = 200, 0.1, 16
+_FIRST_TRUST = 0.05  # in what was seen, at first; all of it in the second half of the steps
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -428,7 +431,9 @@ class VariationalAutoencoder(Autoencoder):
         The encoder knows whole rows only. So its q(z|x), of the row with averages in the gaps, is
         where gradient ascent starts for each row, on E_q[log p(seen features|z)] − KL(q ‖ p(z));
         what is missing is then the mean over draws of z (Y. Kim et al., "Semi-amortized variational
-        autoencoders", ICML 2018, with the features that are there).
+        autoencoders", ICML 2018, with the features that are there). The likelihood counts little at
+        first and wholly in the end: a wrong guess of what a row is would be hard to leave otherwise
+        (S. Mandt et al., "Variational tempering", AISTATS 2016).
 
         Parameters
         ----------
@@ -453,14 +458,18 @@ class VariationalAutoencoder(Autoencoder):
         network = self.network_
         posterior = [part.requires_grad_() for part in network.posterior(x)]
         ascent = torch.optim.Adam(posterior, lr=_ASCENT_RATE)
+        cosine = torch.optim.lr_scheduler.CosineAnnealingLR(
+            ascent, _ASCENT_STEPS, LAST_RATE * _ASCENT_RATE
+        )
+        trust = np.linspace(_FIRST_TRUST, 2 - _FIRST_TRUST, _ASCENT_STEPS).clip(max=1)
         with torch.enable_grad():
-            for _ in range(_ASCENT_STEPS):
+            for share in trust:
                 z, divergence = draw(*posterior)
-                loss = (divergence - network.log_likelihood(x, z, seen)).sum()
+                loss = (divergence - share * network.log_likelihood(x, z, seen)).sum()
                 gradients = torch.autograd.grad(loss, posterior)
                 for part, gradient in zip(posterior, gradients, strict=True):
                     part.grad = gradient
-                ascent.step()
+                ascent.step(), cosine.step()
         guesses = [network.decode(draw(*posterior)[0]) for _ in range(_GUESSES)]
         return torch.where(seen, x, torch.stack(guesses).mean(0))
 

@@ -20,10 +20,10 @@ from fastvq._validation import as_count, as_nonnegative
 from fastvq.neural.trainer import Trainer, as_tensor, threads_of_torch
 from fastvq.vq._base import random_state_of
 
-__all__ = ["NetworkClassifier", "TrainedEstimator"]
+__all__ = ["LAST_RATE", "NetworkClassifier", "TrainedEstimator"]
 
 _BLOCK = 1024  # rows in flight
-_LAST_RATE = 0.01  # of the first
+LAST_RATE = 0.01  # of the first
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -93,7 +93,7 @@ class TrainedEstimator(BaseEstimator):
             loss,
             optimizer=lambda _: torch.optim.Adam(learning.parameters(), lr=rate),
             scheduler=lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(
-                optimizer, T_max=n_steps, eta_min=_LAST_RATE * rate
+                optimizer, T_max=n_steps, eta_min=LAST_RATE * rate
             ),
             schedule_by="step",
             max_epochs=max_epochs,
