@@ -159,6 +159,20 @@ def test_pruned_weights_stay_zero(scope, digits):
     assert found > wanted - 0.05
 
 
+def test_small_layers_keep_more():
+    """The largest weights of all layers together stay, unless each layer is asked for its share."""
+    kept = {}
+    for scope in (None, "layer"):
+        net = network()
+        with torch.no_grad():
+            net[2].weight.mul_(3)  # as the few weights of a last layer are
+        pruning = GradualPruning(0.9, end=1, every=1, **({} if scope is None else {"scope": scope}))
+        pruning(net)
+        kept[scope] = [int(mask.sum()) for mask in pruning.masks.values()]
+    assert sum(kept[None]) == 740 and kept[None][1] > 4 * 100
+    assert kept["layer"] == [640, 100]
+
+
 def test_pruning_resumes(digits, tmp_path):
     X, y = tensors(digits)
 
