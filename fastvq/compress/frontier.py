@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from fastvq._plot import axes
+
 __all__ = ["Frontier"]
 
 
@@ -41,12 +43,7 @@ class Frontier(dict):
         ImportError
             Without matplotlib.
         """
-        try:
-            from matplotlib import pyplot
-        except ImportError as error:
-            raise ImportError('a plot needs matplotlib: pip install "fastvq[plot]"') from error
-        if ax is None:
-            ax = pyplot.subplots()[1]
+        ax = axes(ax)
         key = "expected dB" if self.name is None else "score"
         ax.plot(self["bytes"], self[key], "o-", label="fastvq")
         nbytes, score = self["whole"]

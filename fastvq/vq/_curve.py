@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from fastvq._plot import axes
+
 __all__ = ["RateCurve"]
 
 
@@ -29,12 +31,7 @@ class RateCurve(dict):
         ImportError
             Without matplotlib.
         """
-        try:
-            from matplotlib import pyplot
-        except ImportError as error:
-            raise ImportError('a plot needs matplotlib: pip install "fastvq[plot]"') from error
-        if ax is None:
-            ax = pyplot.subplots()[1]
+        ax = axes(ax)
         last = self._latest()
         for kind in sorted({self["kind"][i] for i in last}):
             points = sorted(
