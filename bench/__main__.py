@@ -48,19 +48,18 @@ def main(arguments: list[str]) -> None:
         return
     environment.restart_with(environment.wanted(options.peers_level), arguments)
     path = parsed.json or _own_results()
-    in_parts = options.only and all(hasattr(_suite(suite), "merged") for suite in suites)
     measured = run(suites, options)
-    less = options.quick or options.peers_only or (options.only and not in_parts)
-    if less and parsed.json is None:
+    if (options.quick or options.peers_only) and parsed.json is None:
         print("A run of less than everything: nothing is kept.")
         return
 
     from bench import report
 
-    if in_parts:
+    if options.only:
         kept = report.load(path).get("suites", {})
         for key, entry in measured.items():
-            entry |= _suite(key.split("@")[0]).merged(entry, kept.get(key, {}))
+            merged = getattr(_suite(key.split("@")[0]), "merged", report.merged)
+            entry |= merged(entry, kept.get(key, {}))
     report.keep(path, environment.cpu_name(), measured)
     print(f"Kept in {path}.")
 
@@ -134,6 +133,7 @@ def _provenance(entry: dict) -> str:
         parts.append(f"fastvq {build['version']} ({build['level_active']}, {build['compiler']})")
     parts += ["peers held to AVX2"] if entry["peers_level"] == "avx2" else []
     parts += ["the process's own time"] if entry["clock"] == "cpu" else []
+    parts += ["cases measured one by one"] if entry.get("in_parts") else []
     parts += [f"{name} {version}" for name, version in entry["peers"].items()]
     return ", ".join(parts) + "."
 

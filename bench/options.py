@@ -109,7 +109,10 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--quick", action="store_true", help="reduced sizes; nothing is kept")
     made.add_argument(
-        "--only", default="", metavar="TEXT", help="only cases with this in their name; not kept"
+        "--only",
+        default="",
+        metavar="TEXT",
+        help="only cases with this in their name; others stay as they are kept",
     )
     made.add_argument("--seeds", type=int, help="of the suite training (5; in a quick run 1)")
     made.add_argument("--peers-only", action="store_true", help="leave fastvq out")

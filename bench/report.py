@@ -144,6 +144,18 @@ def keep(path: Path, cpu: str, suites: dict) -> None:
     path.write_text(_compact(everything), "utf-8")
 
 
+def merged(measured: dict, kept: dict) -> dict:
+    """The records of both; of a case that was measured now, the new ones alone.
+
+    Times by another clock do not go into one table: then the kept ones are dropped.
+    """
+    if kept.get("clock") != measured["clock"]:
+        return measured
+    new = {(each["case"], each["threads"]) for each in measured["records"]}
+    old = [each for each in kept["records"] if (each["case"], each["threads"]) not in new]
+    return {"records": old + measured["records"], "in_parts": True}
+
+
 def _compact(results: dict) -> str:
     """JSON with sorted keys, a record a line: small, and a change shows as the lines it changes."""
     placeholders: dict[str, str] = {}
