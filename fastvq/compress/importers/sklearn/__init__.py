@@ -20,7 +20,9 @@ from fastvq.compress.importers.sklearn import (  # noqa: F401 - they enter their
     _linear,
     _neighbours,
     _outliers,
+    _projections,
     _scaling,
+    _several,
     _trees,
 )
 from fastvq.compress.importers.sklearn._parts import (

@@ -1,10 +1,9 @@
-"""Estimators of estimators: pipelines, columns, votes, several outputs, searches."""
+"""Estimators of estimators: pipelines, columns, searches, votes and averages."""
 
 from __future__ import annotations
 
 import numpy as np
 from sklearn import ensemble as en
-from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import ColumnTransformer, TransformedTargetRegressor
 from sklearn.dummy import DummyClassifier, DummyRegressor
 from sklearn.frozen import FrozenEstimator
@@ -15,18 +14,6 @@ from sklearn.model_selection import (
     RandomizedSearchCV,
     TunedThresholdClassifierCV,
 )
-from sklearn.multiclass import (
-    OneVsOneClassifier,
-    OneVsRestClassifier,
-    OutputCodeClassifier,
-    _ConstantPredictor,
-)
-from sklearn.multioutput import (
-    ClassifierChain,
-    MultiOutputClassifier,
-    MultiOutputRegressor,
-    RegressorChain,
-)
 from sklearn.pipeline import FeatureUnion, Pipeline
 from sklearn.semi_supervised import SelfTrainingClassifier
 
@@ -36,7 +23,6 @@ from fastvq.compress.importers.sklearn._parts import (
     classifier,
     inverse_transform,
     name_of,
-    one_against_one,
     predict,
     predictor,
     regressor,
@@ -70,7 +56,7 @@ def feature_union(b, est, columns):
         for name, step in est.transformer_list
         if step != "drop"
     ]
-    return _side_by_side(b, parts)
+    return side_by_side(b, parts)
 
 
 @transformer(ColumnTransformer)
@@ -83,10 +69,10 @@ def column_transformer(b, est, columns):
             continue
         part = Columns(b.pick(x, which, columns.n), len(which))
         parts.append(transform(b, step, part).affine(scale=weights.get(name)))
-    return _side_by_side(b, parts)
+    return side_by_side(b, parts)
 
 
-def _side_by_side(b, parts):
+def side_by_side(b, parts):
     return Columns(b.concat([b.plain(p) for p in parts], axis=1), sum(p.n for p in parts))
 
 
@@ -142,26 +128,17 @@ def dummy_classifier(b, est, columns):
     if est._strategy != "prior":
         place = np.flatnonzero(est.classes_ == np.ravel(est.constant)[0])
         share = np.eye(len(share))[share.argmax() if est._strategy == "most_frequent" else place[0]]
-    probabilities = _always(b, columns, share)
+    probabilities = always(b, columns, share)
     return classifier(est.classes_, b.largest(probabilities), probabilities)
-
-
-@predictor(_ConstantPredictor)
-def always_one_class(b, est, columns):
-    """What stands for a classifier where all labels were the same."""
-    y = float(np.ravel(est.y_)[0])
-    decision = _always(b, columns, [y])
-    label = b.add("Cast", b.flat(decision), dtype="int64")
-    return classifier(np.arange(2), label, b.both(decision), b.flat(decision))
 
 
 @predictor(DummyRegressor)
 def dummy_regressor(b, est, columns):
-    y = _always(b, columns, np.ravel(est.constant_))
+    y = always(b, columns, np.ravel(est.constant_))
     return regressor(b.flat(y) if est.n_outputs_ == 1 else y)
 
 
-def _always(b, columns, row):
+def always(b, columns, row):
     """The same for every row, whatever is in it."""
     nothing = b.add("Unary", b.plain(columns), function="clip", alpha=0.0, beta=0.0)
     nothing = b.add("Where", b.unary("isnan", nothing), b.real(0.0), nothing)
@@ -180,7 +157,7 @@ def transformed_target(b, est, columns):
 # ---- votes and averages --------------------------------------------------------------------------
 
 
-def _mean(b, values, weights=None):
+def mean_of(b, values, weights=None):
     weights = np.ones(len(values)) if weights is None else np.asarray(weights, float)
     total = None
     for value, weight in zip(values, weights / weights.sum(), strict=True):
@@ -189,7 +166,7 @@ def _mean(b, values, weights=None):
     return total
 
 
-def _plain(b, columns):
+def made_once(b, columns):
     """The columns made once, for several estimators."""
     return Columns(b.plain(columns), columns.n)
 
@@ -202,26 +179,26 @@ def _votes(b, label, n):
 
 @predictor(en.VotingClassifier)
 def voting_classifier(b, est, columns):
-    columns = _plain(b, columns)
+    columns = made_once(b, columns)
     found = [predict(b, each, columns) for each in est.estimators_]
     weights = est._weights_not_none
     if est.voting == "soft":
-        mean = _mean(b, [_probabilities(p, est) for p in found], weights)
+        mean = mean_of(b, [_probabilities(p, est) for p in found], weights)
         return classifier(est.classes_, b.largest(mean), mean)
     votes = [_votes(b, p.methods["predict"], len(est.classes_)) for p in found]
-    return classifier(est.classes_, b.largest(_mean(b, votes, weights)))
+    return classifier(est.classes_, b.largest(mean_of(b, votes, weights)))
 
 
 @predictor(en.VotingRegressor)
 def voting_regressor(b, est, columns):
-    columns = _plain(b, columns)
+    columns = made_once(b, columns)
     found = [predict(b, each, columns).methods["predict"] for each in est.estimators_]
-    return regressor(_mean(b, found, est._weights_not_none))
+    return regressor(mean_of(b, found, est._weights_not_none))
 
 
 def _subsets(b, est, columns):
     """What each estimator of a bag predicts, from the features that it was given."""
-    columns = _plain(b, columns)
+    columns = made_once(b, columns)
     for each, features in zip(est.estimators_, est.estimators_features_, strict=True):
         part = Columns(b.pick(columns.value, features, columns.n), len(features))
         yield each, predict(b, each, part)
@@ -238,14 +215,14 @@ def bagging_classifier(b, est, columns):
         if len(classes) < n:
             share = b.matrix(share, np.arange(n)[:, None] == classes)
         shares.append(share)
-    mean = _mean(b, shares)
+    mean = mean_of(b, shares)
     return classifier(est.classes_, b.largest(mean), mean)
 
 
 @predictor(en.BaggingRegressor)
 def bagging_regressor(b, est, columns):
     found = [p.methods["predict"] for _, p in _subsets(b, est, columns)]
-    return regressor(_mean(b, found))
+    return regressor(mean_of(b, found))
 
 
 def _probabilities(prediction, est):
@@ -257,7 +234,7 @@ def _probabilities(prediction, est):
 
 @predictor(en.StackingClassifier, en.StackingRegressor)
 def stacking(b, est, columns):
-    columns, parts = _plain(b, columns), []
+    columns, parts = made_once(b, columns), []
     for each, method in zip(est.estimators_, est.stack_method_, strict=True):
         found = predict(b, each, columns)
         value = found.methods[method]
@@ -273,177 +250,7 @@ def stacking(b, est, columns):
         parts.append(Columns(value, n))
     if est.passthrough:
         parts.append(columns)
-    final = predict(b, est.final_estimator_, _side_by_side(b, parts))
+    final = predict(b, est.final_estimator_, side_by_side(b, parts))
     if final.task == "classifier":
         final.classes = est.classes_
     return final
-
-
-# ---- several outputs, several classes ------------------------------------------------------------
-
-
-@predictor(MultiOutputRegressor)
-def multi_output_regressor(b, est, columns):
-    columns = _plain(b, columns)
-    found = [predict(b, each, columns).methods["predict"] for each in est.estimators_]
-    return regressor(b.concat([b.reshape(y, -1, 1) for y in found], axis=1))
-
-
-@predictor(MultiOutputClassifier)
-def multi_output_classifier(b, est, columns):
-    columns = _plain(b, columns)
-    found = [predict(b, each, columns) for each in est.estimators_]
-    label = b.concat([b.reshape(p.methods["predict"], -1, 1) for p in found], axis=1)
-    given = [p.methods.get("predict_proba") for p in found]
-    probabilities = given if all(isinstance(p, str) for p in given) else None
-    return classifier([p.classes for p in found], label, probabilities)
-
-
-def _chained(b, est, columns):
-    """What each link predicts, given what those before it did, in the order of the outputs."""
-    columns, found = _plain(b, columns), []
-    method = getattr(est, "chain_method_", "predict")
-    before = []
-    for each in est.estimators_:
-        if isinstance(method, list):
-            raise UnsupportedEstimator(f"{name_of(est)} with several chain methods")
-        link = predict(b, each, _side_by_side(b, [columns, *before]))
-        value = link.methods.get(method)
-        if not isinstance(value, str) or (link.task == "classifier" and len(link.classes) != 2):
-            raise UnsupportedEstimator(f"{name_of(est)} of {name_of(each)} by {method}")
-        if method == "predict_proba":
-            value = b.pick(value, [1], 2)
-        elif link.task == "classifier" and method == "predict":
-            numbers = np.asarray(link.classes, np.float64)
-            value = b.add("Gather", b.real(numbers, "classes"), value, axis=0)
-        before.append(Columns(b.reshape(value, -1, 1), 1))
-        found.append(link)
-    return [found[i] for i in np.argsort(est.order_)]
-
-
-@predictor(RegressorChain)
-def regressor_chain(b, est, columns):
-    found = [p.methods["predict"] for p in _chained(b, est, columns)]
-    return regressor(b.concat([b.reshape(y, -1, 1) for y in found], axis=1))
-
-
-@predictor(ClassifierChain)
-def classifier_chain(b, est, columns):
-    """Probabilities are those of the second class of each output, side by side."""
-    found = _chained(b, est, columns)
-    label = b.concat([b.reshape(p.methods["predict"], -1, 1) for p in found], axis=1)
-    probabilities = None
-    if all(isinstance(p.methods.get("predict_proba"), str) for p in found):
-        second = [b.pick(p.methods["predict_proba"], [1], 2) for p in found]
-        probabilities = b.concat(second, axis=1)
-    return classifier([p.classes for p in found], label, probabilities)
-
-
-@predictor(OneVsOneClassifier)
-def one_vs_one(b, est, columns):
-    if est.pairwise_indices_ is not None:
-        raise UnsupportedEstimator("OneVsOneClassifier on a precomputed kernel")
-    columns, n = _plain(b, columns), len(est.classes_)
-    found = [predict(b, each, columns) for each in est.estimators_]
-    scores = [b.reshape(_binary_score(b, p), -1, 1) for p in found]
-    score = b.concat(scores, axis=1)
-    won = [b.as_real(b.reshape(p.methods["predict"], -1, 1)) for p in found]
-    decision = one_against_one(b, b.concat(won, axis=1), score, n)
-    if n > 2:
-        return classifier(est.classes_, b.largest(decision), None, decision)
-    decision = b.flat(b.pick(decision, [1], 2))
-    limit = 0.0 if "decision_function" in found[0].methods else 0.5
-    return classifier(est.classes_, b.above(decision, limit), None, decision)
-
-
-def _binary_score(b, prediction):
-    """A decision about the second of two classes, else its probability."""
-    if "decision_function" in prediction.methods:
-        return prediction.methods["decision_function"]
-    if "predict_proba" in prediction.methods:
-        return b.flat(b.pick(prediction.methods["predict_proba"], [1], 2))
-    raise UnsupportedEstimator("several classes by a classifier without decisions")
-
-
-@predictor(OutputCodeClassifier)
-def output_code(b, est, columns):
-    """The class whose code lies nearest to what the classifiers of its places say."""
-    columns = _plain(b, columns)
-    found = [predict(b, each, columns) for each in est.estimators_]
-    scores = [b.reshape(_binary_score(b, p), -1, 1) for p in found]
-    answers = Columns(b.concat(scores, axis=1), len(scores))
-    distances = b.squared_distances(answers, est.code_book_)
-    label = b.add("ArgMax", distances, axis=1, keep=False, least=True)
-    return classifier(est.classes_, label)
-
-
-@predictor(OneVsRestClassifier)
-def one_vs_rest(b, est, columns):
-    if est.multilabel_ or any(type(e).__name__ == "_ConstantPredictor" for e in est.estimators_):
-        raise UnsupportedEstimator("OneVsRestClassifier of several labels, or of a class alone")
-    columns = _plain(b, columns)
-    found = [predict(b, each, columns) for each in est.estimators_]
-    n, shares = len(est.classes_), []
-    if all(isinstance(p.methods.get("predict_proba"), str) for p in found):
-        shares = [b.pick(p.methods["predict_proba"], [1], 2) for p in found]
-    if "decision_function" in found[0].methods:
-        scores = [b.reshape(p.methods["decision_function"], -1, 1) for p in found]
-        limit = 0.0
-    else:
-        scores, limit = shares, 0.5
-    score = b.concat(scores, axis=1)
-    if n == 2:
-        label = b.above(b.flat(score), limit)
-        return classifier(
-            est.classes_,
-            label,
-            b.both(shares[0]) if shares else None,
-            b.flat(score) if limit == 0 else None,
-        )
-    probabilities = b.normalised(b.concat(shares, axis=1), n) if shares else None
-    return classifier(est.classes_, b.largest(score), probabilities, score if limit == 0 else None)
-
-
-@predictor(CalibratedClassifierCV)
-def calibrated(b, est, columns):
-    columns = _plain(b, columns)
-    found = [_calibrated(b, each, columns) for each in est.calibrated_classifiers_]
-    mean = _mean(b, found)
-    return classifier(est.classes_, b.largest(mean), mean)
-
-
-def _calibrated(b, est, columns):
-    """Probabilities of one classifier: by its sigmoids (Platt), isotonic curves, or temperature."""
-    found, n = predict(b, est.estimator, columns), len(est.classes)
-    if len(found.classes) != n:
-        raise UnsupportedEstimator("CalibratedClassifierCV of folds that lack a class")
-    score = found.methods.get("decision_function")
-    decided = score is not None
-    if n == 2 and not (est.method == "temperature" and not decided):
-        score = score if decided else b.pick(found.methods["predict_proba"], [1], 2)
-        score = b.reshape(score, -1, 1)
-    elif not decided:
-        score = found.methods["predict_proba"]
-    if est.method == "temperature":
-        return _at_temperature(b, score, n, decided, est.calibrators[0].beta_)
-    if est.method == "isotonic":
-        steps = [(c.X_thresholds_, c.y_thresholds_) for c in est.calibrators]
-        each = b.curves(score, steps)
-    else:
-        slopes = np.array([c.a_ for c in est.calibrators])
-        offsets = np.array([c.b_ for c in est.calibrators])
-        if n == 2:
-            both = np.array([[1.0], [-1.0]])
-            return b.matrix(score, both * slopes, both[:, 0] * offsets, activation="sigmoid")
-        each = b.matrix(score, np.diag(-slopes), -offsets, activation="sigmoid")
-    return b.both(each) if n == 2 else b.normalised(each, n)
-
-
-def _at_temperature(b, score, n, decided, beta):
-    """Softmax of decisions, or of logarithms of probabilities, times beta."""
-    if decided and n == 2:
-        score = b.matrix(score, [[-beta], [beta]])
-        return b.add("Softmax", score, axis=1)
-    if not decided:
-        score = b.unary("log", b.binary("add", score, b.real(1e-12)))
-    return b.add("Softmax", b.binary("multiply", score, b.real(beta)), axis=1)
