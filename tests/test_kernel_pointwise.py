@@ -167,12 +167,13 @@ def test_division_of_the_least_number_by_minus_one():
         )
 
 
-@pytest.mark.parametrize("exponent", [2, 1, 0.5, -1])
+@pytest.mark.parametrize("exponent", [4, 3, 2, 1, 0.5, -1])
 def test_known_powers(exponent):
-    x = np.abs(VALUES[:100]) + 1
+    x = np.abs(VALUES[:100]) + 1 if exponent < 1 else VALUES[::500]
     e = np.array([exponent], np.float32)
     found = compiled("Binary", [x, e], known=[1], function="power")
-    np.testing.assert_allclose(found, x ** np.float32(exponent), rtol=1e-6)
+    with np.errstate(over="ignore"):
+        np.testing.assert_allclose(found, x ** np.float32(exponent), rtol=1e-6)
 
 
 def test_what_has_no_kernel_runs_by_definition():

@@ -9,6 +9,8 @@ from fastvq.runtime.registry import KernelCall, lowering, module, workers
 # Values that are worth waking a thread for: of a function, and of what only reads and writes.
 FUNCTION_WORK = 1 << 14
 MEMORY_WORK = 1 << 16
+# A power of so many factors is a product, each rounded to half a unit in the last place.
+_MOST_FACTORS = 4
 # The order of `TYPES` in pointwise.h. A byte is a truth value where it comes out of a comparison.
 _TYPES = {np.dtype(name): i for i, name in enumerate(("float32", "int64", "int32", "bool"))}
 _QUESTIONS = {"isnan": 0, "isinf": 1, "not": 2}
@@ -59,14 +61,19 @@ def binary(node, inputs, outputs, plan):
 
 
 def _power(a, b, y, plan):
-    """Powers that are known, and 1, 2, 0.5 or -1, as models have them; else None."""
+    """Powers that are known, and 0.5, -1 or few factors, as models have them; else None."""
     if a.dtype != np.float32 or not b.known or b.size != 1 or y.shape != a.shape:
         return None
     exponent = float(b.value.reshape(()))
-    if exponent == 2:
+    if exponent in range(2, _MOST_FACTORS + 1):
         number = module("pointwise").binaries["multiply", _TYPES[a.dtype]]
         sizes = [number, *walk_of(y.shape, [a.shape, a.shape])]
-        return [KernelCall("pointwise.binary", [a, a, y], sizes)]
+        threads = workers(plan, y.size, MEMORY_WORK)
+        factors = [a] + [y] * (int(exponent) - 2)
+        return [
+            KernelCall("pointwise.binary", [factor, a, y], sizes, threads=threads)
+            for factor in factors
+        ]
     function = {1: "identity", 0.5: "sqrt", -1: "reciprocal"}.get(exponent)
     return function and function_call(a, y, function, 0.0, 0.0, plan)
 
