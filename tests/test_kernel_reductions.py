@@ -220,7 +220,7 @@ def test_levels_that_fuse_give_the_same_bits(operator, attributes, monkeypatch):
     x = some(5, 5000)
     rest = [np.array([1])] if operator == "Reduce" else []
     found = set()
-    for name in _kernels.levels_runnable()[1:]:
+    for name in set(_kernels.levels_runnable()) - {"x86_64_v1"}:
         monkeypatch.setattr(_kernels, "_ACTIVE", name)
         found.add(compiled(operator, [x, *rest], [1][: len(rest)], **attributes).tobytes())
     assert len(found) == 1
