@@ -32,6 +32,7 @@ MINILM_BYTES = 14_000_000
 SEEDS, EPOCHS = 5, 2
 CALIBRATION_CROPS, CROPS = 8, 64
 TEXTS, CALIBRATION_TEXTS = 1000, 200
+SAMPLED = 1 << 20  # values of a tensor that plain clustering finds its codewords on
 
 
 def clustered(whole, bits):
@@ -43,7 +44,9 @@ def clustered(whole, bits):
 
     tensors = {}
     for weight in weights_of(whole.graph):
-        book = kernels.optimal_codebook(weight.values.ravel(), 1 << bits).astype(np.float32)
+        values = weight.values.ravel()
+        some = values[:: -(-len(values) // SAMPLED)]
+        book = kernels.optimal_codebook(some, 1 << bits).astype(np.float32)
         codes = np.searchsorted((book[1:] + book[:-1]) / 2, weight.values)
         tensors[weight.name] = Codebook.of(codes, book[None], bits=bits)
     return CompressedModel(replaced(whole.graph, tensors), whole.metadata)
