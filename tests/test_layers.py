@@ -22,6 +22,7 @@ FLOORS = {
     "_validation": set(),
     "_files": set(),
     "_progress": set(),
+    "_plot": set(),
     "_schemes": set(),
     "reference": set(),
     "images": set(),
@@ -38,9 +39,9 @@ FLOORS = {
     "_coded": {"container", "entropy"},
 }
 BASE = {"_validation", "_threads", "_kernels", "_progress", "kernels", "container", "entropy"}
-FLOORS["vq"] = BASE | {"_screen"}
+FLOORS["vq"] = BASE | {"_plot", "_screen"}
 FLOORS["runtime"] = BASE - {"_progress"} | {"_dots"}
-FLOORS["compress"] = BASE | {"_files", "_schemes", "vq", "runtime"}
+FLOORS["compress"] = BASE | {"_files", "_plot", "_schemes", "vq", "runtime"}
 FLOORS["distributed"] = BASE | {"vq", "compress"}
 FLOORS["neural"] = BASE | {"vq", "compress", "runtime"}
 FLOORS["exchange"] = {"vq"}
