@@ -240,24 +240,44 @@ INLINE void fill_block(int form, const Job *job, int64_t first, int64_t count, i
 
 /* ---- what is made of the sums of a tile ----------------------------------------------------- */
 
-/* Values of one row and panel: out OUT (DOT_COLUMNS). */
-INLINE void finish_int8(const Job *job, const int32_t *sums, int64_t at, int8_t *out)
+/* What becomes of the sums of a panel as int8: y OUT (rows, count), out_stride apart. What belongs
+ * to a column stays in registers while the rows pass by: with few inputs this is most of the work. */
+INLINE void finish_int8(const Job *job, const int32_t *sums, int rows, int64_t at, size_t count,
+                        int8_t *y)
 {
-    float low = job->low - (float)job->zero_point, high = job->high - (float)job->zero_point;
-    i32_lanes q[4] = {{0}, {0}, {0}, {0}};
+    const f32_lanes low = (f32_lanes){0} + (job->low - (float)job->zero_point);
+    const f32_lanes high = (f32_lanes){0} + (job->high - (float)job->zero_point);
+    const int32_t zero_point = job->zero_point;
+    const int8_t *table = job->table;
+    const int64_t stride = job->out_stride;
+    i32_lanes start[DOT_VECTORS];
+    f32_lanes multiplier[DOT_VECTORS];
+    /* Vector by vector: GCC copies arrays by 16 bytes, and what is read by 32 then waits. */
     UNROLL for (int v = 0; v < DOT_VECTORS; v++) {
-        i32_lanes sum, start;
-        f32_lanes multiplier;
-        memcpy(&sum, sums + v * F32_LANES, sizeof sum);
-        memcpy(&start, job->start + at + v * F32_LANES, sizeof start);
-        memcpy(&multiplier, job->multiplier + at + v * F32_LANES, sizeof multiplier);
-        f32_lanes real = product(__builtin_convertvector(sum + start, f32_lanes), multiplier);
-        q[v] = nearest(clamped(real, low, high)) + job->zero_point;
+        memcpy(&start[v], job->start + at + v * F32_LANES, sizeof start[v]);
+        memcpy(&multiplier[v], job->multiplier + at + v * F32_LANES, sizeof multiplier[v]);
     }
-    i8_lanes bytes = narrow(q);
-    memcpy(out, &bytes, DOT_COLUMNS < LANE_BYTES ? DOT_COLUMNS : LANE_BYTES);
-    if (job->table)
-        for (int j = 0; j < DOT_COLUMNS; j++) out[j] = job->table[out[j] + 128];
+    for (int i = 0; i < rows; i++, sums += DOT_COLUMNS, y += stride) {
+        i32_lanes q[4] = {{0}, {0}, {0}, {0}};
+        UNROLL for (int v = 0; v < DOT_VECTORS; v++) {
+            i32_lanes sum;
+            memcpy(&sum, sums + v * F32_LANES, sizeof sum);
+            f32_lanes real = __builtin_convertvector(sum + start[v], f32_lanes);
+            real = f32_min(f32_max(product(real, multiplier[v]), low), high);
+            q[v] = nearest(real) + zero_point;
+        }
+        i8_lanes bytes = narrow(q);
+        if (table) {
+            int8_t found[LANE_BYTES];
+            memcpy(found, &bytes, sizeof found);
+            for (int j = 0; j < DOT_COLUMNS; j++) found[j] = table[found[j] + 128];
+            memcpy(&bytes, found, sizeof found);
+        }
+        if (count == DOT_COLUMNS)
+            memcpy(y, &bytes, DOT_COLUMNS);
+        else
+            memcpy(y, &bytes, count);
+    }
 }
 
 INLINE void finish_float(const Job *job, const int32_t *sums, int64_t at, const RowScale *scale,
@@ -309,13 +329,13 @@ INLINE void finish_sums(const Job *job, const int32_t *sums, int rows, int64_t r
     int64_t place = row * job->out_stride + group * job->columns + column;
     int whole = n >= DOT_COLUMNS;
     size_t count = (size_t)(whole ? DOT_COLUMNS : n);
+    if (job->to == TO_INT8) {
+        finish_int8(job, sums, rows, at, count, (int8_t *)job->y + place);
+        return;
+    }
     for (int i = 0; i < rows; i++, sums += DOT_COLUMNS, place += job->out_stride) {
-        int32_t room[DOT_COLUMNS + LANE_BYTES / 4];
-        if (job->to == TO_INT8) {
-            int8_t *y = (int8_t *)job->y + place;
-            finish_int8(job, sums, at, whole ? y : (int8_t *)room);
-            if (!whole) memcpy(y, room, count);
-        } else if (job->to == TO_FLOAT) {
+        int32_t room[DOT_COLUMNS];
+        if (job->to == TO_FLOAT) {
             float *y = (float *)job->y + place;
             const RowScale *scale = job->start ? NULL : scales + i;
             finish_float(job, sums, at, scale, whole ? y : (float *)room);
@@ -430,106 +450,6 @@ static void int8_multiply(const Job *job, int64_t first, int64_t count, int64_t 
     multiply_block(form, job, first, count, group, first_panel, last_panel, &block)
     IN_ITS_FORM(MULTIPLY)
 #undef MULTIPLY
-}
-
-/* ---- depthwise: a filter for each channel, lanes over channels ------------------------------ */
-
-#if defined(__SSE2__) && !DOT_VNNI
-#define TAP(w) ((int32_t)(uint16_t)(w)) /* beside it 0, so that pmaddwd multiplies one pair */
-#define TAP_PRODUCT(x, w) dot(DOT_WHOLE, (i32_lanes){0}, x, w)
-#else
-#define TAP(w) ((int32_t)(w))
-#define TAP_PRODUCT(x, w) ((x) * (w))
-#endif
-
-/* As many bytes as there are lanes, as numbers of 32 bits. By name: GCC 12 makes a conversion of
- * vectors one by one of 8 bytes, and a tile of 9 taps took 250 ns. */
-INLINE i32_lanes widened(const int8_t *bytes)
-{
-#if defined(__AVX512F__)
-    return (i32_lanes)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)bytes));
-#elif defined(__AVX2__)
-    return (i32_lanes)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)bytes));
-#elif defined(__SSE2__)
-    int32_t four;
-    memcpy(&four, bytes, sizeof four);
-    __m128i value = _mm_cvtsi32_si128(four);
-    value = _mm_unpacklo_epi8(value, value);
-    return (i32_lanes)_mm_srai_epi32(_mm_unpacklo_epi16(value, value), 24);
-#else
-    i32_lanes value;
-    for (int lane = 0; lane < F32_LANES; lane++) value[lane] = bytes[lane];
-    return value;
-#endif
-}
-
-/* What scratch a thread needs for rows of so many taps and channels. */
-INLINE int64_t depthwise_bytes(int64_t taps, int64_t channels)
-{
-    return padded(taps * (int64_t)sizeof(void *), 64) + padded(channels, DOT_COLUMNS) + 64;
-}
-
-/* Where each tap's channels lie for one output place; those outside see the row `outside`. */
-INLINE void find_taps(const Job *job, const Place *place, const int8_t *outside, const int8_t **tap)
-{
-    const Window *w = &job->window;
-    for (int64_t ky = 0; ky < w->kernel_height; ky++) {
-        int64_t y = place->top + ky * w->dilation_y;
-        for (int64_t kx = 0; kx < w->kernel_width; kx++) {
-            int64_t x = place->left + kx * w->dilation_x;
-            int inside = y >= 0 && y < w->height && x >= 0 && x < w->width;
-            *tap++ = inside ? place->picture + (y * w->width + x) * w->channels : outside;
-        }
-    }
-}
-
-/* sums (DOT_COLUMNS) OUT of the channels from `channel` on, `count` of which there are. */
-INLINE void depthwise_tile(const int8_t *const *tap, int64_t taps, int64_t channel, int64_t count,
-                           const int32_t *weight, int64_t step, int32_t *sums)
-{
-    i32_lanes sum[DOT_VECTORS];
-    UNROLL for (int v = 0; v < DOT_VECTORS; v++) sum[v] = (i32_lanes){0};
-    for (int64_t t = 0; t < taps; t++, weight += step) {
-        int8_t rest[DOT_COLUMNS];
-        const int8_t *x = tap[t] + channel;
-        if (count < DOT_COLUMNS) {
-            memcpy(rest, x, (size_t)count);
-            x = rest;
-        }
-        UNROLL for (int v = 0; v < DOT_VECTORS; v++) {
-            i32_lanes w;
-            memcpy(&w, weight + v * F32_LANES, sizeof w);
-            sum[v] += TAP_PRODUCT(widened(x + v * F32_LANES), w);
-        }
-    }
-    UNROLL for (int v = 0; v < DOT_VECTORS; v++)
-        memcpy(sums + v * F32_LANES, &sum[v], sizeof sum[v]);
-}
-
-/* Output places first .. first + count. job: groups 1, columns the channels, width the taps, panels
- * the taps as `pack_taps` lays them out, int32 (taps, padded channels). */
-INLINE void depthwise_block(const Job *job, int64_t first, int64_t count, char *scratch)
-{
-    const int8_t **tap = (const int8_t **)scratch;
-    int64_t taps = job->width, step = padded(job->columns, DOT_COLUMNS);
-    int8_t *outside = (int8_t *)scratch + padded(taps * (int64_t)sizeof(void *), 64);
-    int32_t filled = 256;
-    for (int64_t row = first; row < first + count; row++) {
-        Place place = place_of(job, row);
-        if (filled != place.scale.zero_point) {
-            filled = place.scale.zero_point;
-            memset(outside, filled, (size_t)step);
-        }
-        find_taps(job, &place, outside, tap);
-        RowScale scale = {place.scale.scale, filled};
-        for (int64_t panel = 0; panel < step / DOT_COLUMNS; panel++) {
-            int32_t sums[DOT_COLUMNS] __attribute__((aligned(64)));
-            int64_t channel = panel * DOT_COLUMNS;
-            depthwise_tile(tap, taps, channel, job->columns - channel,
-                           (const int32_t *)job->panels + channel, step, sums);
-            finish_sums(job, sums, 1, row, 0, panel, &scale);
-        }
-    }
 }
 
 #endif

@@ -6,10 +6,16 @@ from libc.string cimport memset
 
 from fastvq._kernels.call cimport Call, entry
 from fastvq._kernels.jobs cimport (
-    DOT_CHOICE, DOT_COLUMNS, DOT_PAIRED, DOT_PICKED, DOT_ROWS, DOT_WHOLE, TAP, TO_FLOAT, Job,
-    RowScale, Span, Window, block_bytes, depthwise_block, depthwise_bytes, dot_group,
-    dot_offset, dot_step, int8_fill, int8_multiply, job_panels, quantize_row, row_scale,
+    DOT_CHOICE, DOT_COLUMNS, DOT_PAIRED, DOT_PICKED, DOT_ROWS, DOT_WHOLE, TO_FLOAT, Job,
+    RowScale, Span, Window, block_bytes, dot_group, dot_offset, dot_step, int8_fill,
+    int8_multiply, job_panels, quantize_row, row_scale,
 )
+
+cdef extern from "int8_depthwise.h" nogil:
+    int64_t depthwise_bytes(int64_t taps, int64_t channels, int64_t stride)
+    void depthwise_block(const Job *, int64_t, int64_t, char *)
+    int64_t tap_count "tap_words"(int64_t taps, int64_t channels)
+    void put_tap(int64_t taps, int64_t tap, int64_t channel, int8_t weight, int32_t *packed)
 
 # Left operands of a block stay in the second-level cache beside a panel.
 cdef enum:
@@ -141,18 +147,23 @@ cdef int32_t pack_column(
     return total
 
 
-def depthwise_scratch(int64_t taps, int64_t channels):
-    """What a thread needs for itself."""
-    return (depthwise_bytes(taps, channels) + 63) // 64 * 64
+def depthwise_scratch(int64_t taps, int64_t channels, int64_t stride):
+    """What a thread needs for itself; stride: of windows along a row."""
+    return depthwise_bytes(taps, channels, stride)
 
 
-def pack_taps(const int8_t[:, :] weight, int32_t[:, ::1] packed):
-    """weight IN (channels, taps); packed OUT (taps, channels up to a multiple of COLUMNS)."""
+def tap_words(int64_t taps, int64_t channels):
+    """How many words packed taps take."""
+    return tap_count(taps, channels)
+
+
+def pack_taps(const int8_t[:, :] weight, int32_t[::1] packed):
+    """weight IN (channels, taps); packed OUT (tap_words,)."""
     cdef int64_t c, t
-    packed[:, :] = 0
+    packed[:] = 0
     for c in range(weight.shape[0]):
         for t in range(weight.shape[1]):
-            packed[t, c] = TAP(weight[c, t])
+            put_tap(weight.shape[1], t, c, weight[c, t], &packed[0])
 
 
 cdef void one_task(
@@ -256,7 +267,7 @@ cdef int depthwise(const Call *call) noexcept nogil:
     take_job(&job, call)
     take_window(&job, call)
     job.offset = 0  # taps are no left operands
-    room = (depthwise_bytes(job.width, job.columns) + 63) // 64 * 64
+    room = depthwise_bytes(job.width, job.columns, job.window.stride_x)
     for block in prange((job.rows + PLACES - 1) // PLACES, num_threads=call.threads,
                         schedule="dynamic"):
         depthwise_block(&job, block * PLACES, min(<int64_t> PLACES, job.rows - block * PLACES),

@@ -50,6 +50,3 @@ cdef extern from "int8.h" nogil:
     void int8_multiply(const Job *, int64_t, int64_t, int64_t, int64_t, int64_t, char *)
     RowScale row_scale(const float *, int64_t)
     void quantize_row(const float *, int64_t, RowScale, int, int8_t *)
-    int64_t depthwise_bytes(int64_t taps, int64_t channels)
-    void depthwise_block(const Job *, int64_t, int64_t, char *)
-    int32_t TAP(int8_t)

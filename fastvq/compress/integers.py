@@ -6,26 +6,37 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 
 import numpy as np
 
 from fastvq import _threads
-from fastvq.compress import moments, passes, stats
-from fastvq.compress.schemes import forests, int8, int8_dynamic, int8_static
+from fastvq.compress import moments, passes, sensitivity, stats
+from fastvq.compress.schemes import costs, forests, int8, int8_dynamic, int8_static
+from fastvq.compress.schemes import steps as steps_
 from fastvq.compress.scores import plain, scores
 from fastvq.runtime import CompressedModel, Graph, Value
 from fastvq.runtime.encoding import Raw, decoded
+from fastvq.runtime.layout import forms as forms_of
 from fastvq.runtime.measure import compare
 from fastvq.runtime.ops import operators
 from fastvq.runtime.plan import Plan
 
-__all__ = ["Fitting"]
+__all__ = ["Fitting", "mask_of"]
 
-_SMALL = 1024  # weights of a dense layer that are not worth the trouble
+_SMALL = 1024  # weights that are not worth storing as integers for their size alone
+# How many times as quick as floats a layer is in integers at least, or it is multiplied in floats:
+# where int8 flows, that takes conversions on both sides.
+_LEAST_GAIN = {"dynamic": 0.8, "static": 0.5}
 _GROSS = 12.0  # dB: a layer whose own integers are noisier than this is not made of integers
+_HARM = 0.5  # of the mean harm of layers: what does more is tried in steps of rows
+_ROUNDS = 2  # of that: then others do much
+_WORTH = 0.5  # of its harm that a layer may do at most then, to be made so
+_COARSE = 32.0  # dB: a function whose table is noisier than this stays float
 _NOISY = 30.0  # dB: a dense layer noisier than this reads features that are made of equal size
 _SAMPLED = 1 << 25  # bytes of a layer's values that its own error is measured on
+_USUAL = (1, 32)  # rows of a call that layers' costs are looked up for
 _ROWS = 1 << 13  # of a layer's inputs that its moments are taken of: 8 bits need no more
 
 
@@ -36,10 +47,11 @@ class Fitting:
     ----------
     scheme : dict of a layer's first output to "int8", "int8 weights" or "float32"
     ranges : dict of value name to Statistics
+    harm : dict of a layer's first output to the noise that it alone makes of outputs, as a share
     """
 
-    def __init__(self, settings, graph, arrays):
-        self._settings, self._arrays = settings, arrays
+    def __init__(self, settings, graph, arrays, mask=None):
+        self._settings, self._arrays, self._mask = settings, arrays, mask
         self._threads = _threads.effective(settings.n_threads)
         self._sizes: dict[str, np.ndarray] = {}
         self._features: dict[str, tuple] = {}
@@ -48,6 +60,9 @@ class Fitting:
         self.scheme: dict[str, str] = {}
         self._reasons: dict[str, str] = {}
         self._noise: dict[str, float] = {}
+        self.harm: dict[str, float] = {}
+        self._by_row: set[str] = set()
+        self._apart: set[str] = set()
         self._observe_norms(passes.prepared(graph))
         self._given = graph
         self._take(graph)
@@ -80,21 +95,38 @@ class Fitting:
 
     def decide(self):
         """A scheme for every layer with weights."""
+        forms = [forms_of(self.graph, rows) for rows in _USUAL]
         for key, node in self.candidates.items():
             self.scheme[key] = "int8"
-            weight = self.graph.constants.get(node.inputs[1])
             if any(fnmatchcase(node.name, pattern) for pattern in self._settings.keep):
                 self._stay(key, "float32", "kept by name")
-            elif node.operator == "Dense" and math.prod(weight.shape) < _SMALL:
-                self._stay(key, "float32", f"fewer than {_SMALL} weights: nothing to gain")
+            else:
+                self._weigh(key, node, forms)
         if self._arrays is None:
             return
         self._calibrate()
+        if self._settings.activations == "static":
+            self._apart = self._coarse_tables()
+        self._find_harm()
+        if self._settings.activations == "static":
+            self._relieve()
         self._measure()
         self._even_out()
         for key, noise in self._noise.items():
+            noise = min(noise, _decibels(self.harm.get(key, 0.0)))
             if noise < _GROSS and self.scheme[key] == "int8":
                 self._stay(key, "float32", f"{noise:.1f} dB in integers")
+
+    def _weigh(self, key, node, forms):
+        """Whether a layer is worth multiplying in integers, by the table of costs."""
+        gain = costs.gain_of(node, forms, self._settings.activations)
+        weight = self.graph.constants.get(node.inputs[1])
+        size = math.prod(weight.shape) if weight is not None else math.inf
+        if node.operator == "Dense" and size < _SMALL and (gain is None or gain <= 1):
+            self._stay(key, "float32", f"fewer than {_SMALL} weights: nothing to gain")
+        elif gain is not None and gain < _LEAST_GAIN[self._settings.activations]:
+            scheme = "int8 weights" if size >= _SMALL else "float32"
+            self._stay(key, scheme, f"{gain:.2f} times as quick in integers")
 
     def _stay(self, key, scheme, reason):
         self.scheme[key], self._reasons[key] = scheme, reason
@@ -112,7 +144,7 @@ class Fitting:
             return small
         chosen, reasons = dict(self.scheme), dict(self._reasons)
         worst = sorted(
-            (k for k, s in chosen.items() if s != "float32"), key=lambda k: self._noise.get(k, 0.0)
+            (k for k, s in chosen.items() if s != "float32"), key=lambda k: -self.harm.get(k, 0.0)
         )
 
         def without(count):
@@ -137,7 +169,9 @@ class Fitting:
         if self._settings.smoothing is None or self._arrays is None or not norms:
             return
         names = [norm.outputs[0] for norm, _ in norms]
-        seen = stats.observe(graph, self._arrays, names, histograms=False, n_threads=self._threads)
+        seen = stats.observe(
+            graph, self._arrays, names, histograms=False, n_threads=self._threads, mask=self._mask
+        )
         self._sizes = {name: np.maximum(-s.channel_low, s.channel_high) for name, s in seen.items()}
 
     def _calibrate(self):
@@ -150,8 +184,9 @@ class Fitting:
             *("percentile", "mse", "entropy"),
         )
         self.ranges = stats.observe(
-            self.graph, self._arrays, wanted, histograms=histograms, n_threads=self._threads
-        )
+            self.graph, self._arrays, wanted, histograms=histograms, n_threads=self._threads,
+            mask=self._mask,
+        )  # fmt: skip
         means, grams = {}, {}
         if self._settings.bias_correction:
             means = {name: seen.channel_mean for name, seen in self.ranges.items()}
@@ -161,9 +196,53 @@ class Fitting:
                 if node.operator in ("Dense", "Conv") and self.scheme[key] == "int8"
             ]  # fmt: skip
             grams = moments.grams(
-                self.graph, self._arrays, layers, self.ranges, self._threads, _ROWS
+                self.graph, self._arrays, layers, self.ranges, self._threads, _ROWS, self._mask
             )
         self._known = int8.Knowledge(means, grams)
+
+    def _coarse_tables(self):
+        """What functions give whose tables would be too coarse, as GELU's of a wide range is."""
+        found, method = set(), self._settings.calibration
+        for node in self.graph.nodes:
+            x, y = (self.ranges.get(name) for name in (node.inputs[:1] + node.outputs)[:2])
+            if node.operator != "Unary" or x is None or y is None:
+                continue
+            steps = [steps_.whole_steps(seen, method, False) for seen in (x, y)]
+            (values,) = next(self._sampled([node.inputs[0]]))
+            if int8_static.table_noise(node.attributes, values, *steps) < _COARSE:
+                found.add(node.outputs[0])
+        return found
+
+    def _find_harm(self):
+        """What each layer alone in integers does to the outputs."""
+        chosen = [key for key, scheme in self.scheme.items() if scheme == "int8"]
+        self.harm = self._harm_of(chosen, False)
+
+    def _harm_of(self, keys, by_row):
+        def made(key):
+            return lambda: self._written(self.graph, {key}, (), {key} if by_row else ()).graph
+
+        if not keys:
+            return {}
+        ways = {key: made(key) for key in keys}
+        return sensitivity.damages(self.graph, self._arrays, ways, self._threads)
+
+    def _relieve(self):
+        """Let static layers that do much of all harm find their steps as they run, where that does
+        clearly less; products of activations, whose steps are static or none, stay float."""
+        for _ in range(_ROUNDS):
+            harm = {key: h for key, h in self.harm.items() if self.scheme[key] == "int8"}
+            much = _HARM * sum(harm.values()) / max(len(harm), 1)
+            worst = [key for key in harm if harm[key] > much and key not in self._by_row]
+            layers = [key for key in worst if self.candidates[key].operator in ("Dense", "Conv")]
+            for key, found in self._harm_of(layers, True).items():
+                if found < _WORTH * harm[key]:
+                    self._by_row.add(key)
+                    self._reasons[key] = f"steps of rows: {_decibels(harm[key]):.0f} dB without"
+                    self.harm[key] = found
+            for key in worst:
+                if self.candidates[key].operator == "MatMul" and len(harm) > 1:
+                    self._stay(key, "float32", f"{_decibels(harm[key]):.0f} dB of outputs")
 
     def _measure(self):
         """SQNR of every layer in integers by itself, on a sample of what it reads."""
@@ -177,9 +256,10 @@ class Fitting:
                 [Value(key, "float32", wanted.shape)],
                 {name: self.graph.constants[name] for name in node.inputs[len(data) :] if name},
             )
-            small = self._written(alone, {key}, ()).graph
+            small = self._written(alone, {key}, (), self._by_row).graph
             shapes = {name: a.shape for name, a in zip(data, inputs, strict=True)}
             (found,) = Plan(small, shapes, {}, self._threads).run(inputs)
+            found, wanted = (stats.counted(a, self._places) for a in (found, wanted))
             self._noise[key] = compare([found], [key], [wanted]).column("SQNR dB")[0]
 
     def _even_out(self):
@@ -197,18 +277,24 @@ class Fitting:
             del self._sample
             self._calibrate()
             self._measure()
+            for by_row in (False, True):
+                keys = [key for key in self._features if (key in self._by_row) == by_row]
+                self.harm |= self._harm_of(keys, by_row)
 
     def _sampled(self, names):
-        """Values on the first rows, as many as memory allows."""
+        """Values on the first rows, as many as memory allows; those of functions too."""
         if not hasattr(self, "_sample"):
             every = [*self.candidates]
             every += [n for node in self.candidates.values() for n in node.inputs[:2]]
+            every += [n.inputs[0] for n in self.graph.nodes if n.operator == "Unary"
+                      and n.inputs[0] in self.ranges]  # fmt: skip
             every = [n for n in dict.fromkeys(every) if n not in self.graph.constants]
             one = next(stats.batches_of(self.graph, self._arrays, 1))
             size = sum(a.nbytes for a in next(stats.runs(self.graph, one, every, self._threads)))
             rows = int(max(1, min(64, _SAMPLED // max(size, 1))))
             some = next(stats.batches_of(self.graph, self._arrays, rows))
-            found = next(stats.runs(self.graph, some, every, self._threads))
+            runs = stats.masked_runs(self.graph, some, every, self._threads, self._mask)
+            self._places, found = next(runs)
             self._sample = dict(zip(every, found, strict=True))
         yield [self._sample[name] for name in names]
 
@@ -217,7 +303,7 @@ class Fitting:
     def model(self, metadata) -> CompressedModel:
         """The model as decided."""
         integer = {key for key, scheme in self.scheme.items() if scheme == "int8"}
-        written = self._written(self.graph, integer, self._alone())
+        written = self._written(self.graph, integer, self._alone(), self._by_row)
         layers = {
             key: [layer["scheme"], layer["reason"], plain(layer["SQNR dB"])]
             for key, layer in self._layers()
@@ -262,18 +348,19 @@ class Fitting:
             "norms smoothed": settings.smoothing if self._sizes else None,
         }
 
-    def _written(self, graph, integer, stored):
+    def _written(self, graph, integer, stored, by_row):
         granularity = self._settings.granularity
         if self._settings.activations == "dynamic":
             return int8_dynamic.dynamic(graph, integer, stored, granularity, self._known)
-        static = self._static(graph, integer, stored)
+        static = self._static(graph, integer, stored, by_row)
         return static.write(self.ranges, self._settings.calibration, self._known)
 
-    def _static(self, graph, integer, stored=()):
+    def _static(self, graph, integer, stored=(), by_row=()):
         settings = self._settings
         return int8_static.Static(
-            graph, integer, stored, settings.granularity, settings.skips, settings.steps
-        )
+            graph, integer, stored, settings.granularity, settings.skips, settings.steps,
+            by_row, self._apart,
+        )  # fmt: skip
 
     def _alone(self):
         """Names of weights that are stored as int8, and multiplied as floats."""
@@ -288,9 +375,15 @@ class Fitting:
             readers = uses.get(name, [])
             if not _worth_storing(tensor) or (name in given and readers):
                 continue
-            if all(w and _is_storable(n, self.candidates) for n, w in readers):
+            if all(w and self._is_storable(n) for n, w in readers):
                 found.add(name)
         return found
+
+    def _is_storable(self, node):
+        """Whether weights of a node that is no integer layer may be int8."""
+        if node.outputs[0] in self.candidates:
+            return self.scheme.get(node.outputs[0]) == "int8 weights"
+        return node.operator != "Gather" or node.attributes.get("axis", 0) == 0
 
     def layers(self):
         """What became of each layer."""
@@ -338,6 +431,17 @@ class Fitting:
         return CompressedModel(graph, metadata, n_threads=compressed.n_threads)
 
 
+def mask_of(metadata, graph):
+    """The input that says which places of a text count, where the model's tokenizer makes one."""
+    inputs = (metadata.get("preprocess") or {}).get("inputs", {})
+    name = inputs.get("mask") if isinstance(inputs, Mapping) else None
+    return name if name in {value.name for value in graph.inputs} else None
+
+
+def _decibels(share):
+    return -10 * math.log10(share) if share > 0 else math.inf
+
+
 def _worth_storing(tensor):
     return (
         isinstance(tensor, Raw)
@@ -346,13 +450,6 @@ def _worth_storing(tensor):
         and math.prod(tensor.shape) >= _SMALL
         and bool(np.isfinite(tensor.values).all())
     )
-
-
-def _is_storable(node, candidates):
-    """Whether weights of a node that is no integer layer may be int8."""
-    if node.outputs[0] in candidates:
-        return False
-    return node.operator != "Gather" or node.attributes.get("axis", 0) == 0
 
 
 def _structure(graph):

@@ -17,7 +17,9 @@ _ROWS = 1 << 14
 _MOST_NUMBERS = 1 << 24  # of a layer's moments: what has more is rounded as it is
 
 
-def grams(graph, arrays, layers, ranges, n_threads=1, n_rows=_ROWS) -> dict[str, np.ndarray]:
+def grams(
+    graph, arrays, layers, ranges, n_threads=1, n_rows=_ROWS, mask=None
+) -> dict[str, np.ndarray]:
     """E[x xᵀ] of the inputs of dense layers and convolutions, by a layer's first output.
 
     Parameters
@@ -30,6 +32,8 @@ def grams(graph, arrays, layers, ranges, n_threads=1, n_rows=_ROWS) -> dict[str,
         Of what the layers read.
     n_rows : int
         About how many rows of each layer's inputs are looked at, evenly spread over examples.
+    mask : str, optional
+        The input that says which places of a sequence count.
 
     Returns
     -------
@@ -42,11 +46,11 @@ def grams(graph, arrays, layers, ranges, n_threads=1, n_rows=_ROWS) -> dict[str,
     if not names:
         return {}
     n_places = max(1, n_rows // len(arrays[0])) if arrays[0].ndim else n_rows
-    for values in stats.runs(graph, arrays, names, n_threads):
+    for places, values in stats.masked_runs(graph, arrays, names, n_threads, mask):
         by_name = dict(zip(names, values, strict=True))
         for node in layers:
             shape = graph.constants[node.inputs[1]].shape
-            rows = rows_read(node, by_name[node.inputs[0]], shape, n_places)
+            rows = rows_read(node, by_name[node.inputs[0]], shape, n_places, places)
             found[node.outputs[0]].add(rows)
     return {key: gram.mean() for key, gram in found.items()}
 
@@ -64,7 +68,7 @@ def _reach(graph, node, ranges):
     return np.tile(reach, math.prod(shape[1:-1]))
 
 
-def rows_read(node, x, shape, n_places) -> np.ndarray:
+def rows_read(node, x, shape, n_places, places=None) -> np.ndarray:
     """What a layer multiplies its weight by: (groups, rows, k), at most about so many an example.
 
     Places are taken evenly over each example by itself, so that batches make no difference.
@@ -72,7 +76,10 @@ def rows_read(node, x, shape, n_places) -> np.ndarray:
     if node.operator == "Dense":
         rows = x.reshape(len(x), -1, shape[-1]) if x.ndim > 1 else x[None, None]
         step = -(-rows.shape[1] // n_places)
-        return np.ascontiguousarray(rows[:, ::step]).reshape(1, -1, shape[-1])
+        rows = rows[:, ::step]
+        if places is not None and x.shape[:-1] == places.shape:
+            rows = rows[places[:, ::step] != 0]
+        return np.ascontiguousarray(rows).reshape(1, -1, shape[-1])
     attributes, kernel = node.attributes, shape[1:-1]
     settings = [attributes.get(name, ()) for name in ("strides", "dilations", "pads")]
     windows = Windows(x.shape[1:-1], kernel, *settings, attributes.get("same", ""))

@@ -10,7 +10,7 @@ from fastvq.compress import stats
 from fastvq.compress._importing import imported
 from fastvq.compress.examples import examples_of, first_rows
 from fastvq.compress.few_bits import WeightQuantizer
-from fastvq.compress.integers import Fitting
+from fastvq.compress.integers import Fitting, mask_of
 from fastvq.compress.scores import latencies, scores, told, weight_bytes
 from fastvq.runtime import CompressedModel
 
@@ -71,8 +71,8 @@ class ModelQuantizer(BaseEstimator):
     ----------
     layers_ : list of dict
         What became of each layer, and why: "layer", "operator", "scheme" ("int8", "float32" or,
-        where there is no integer kernel, "int8 weights"), "reason", "SQNR dB" (of its own output,
-        the rest of the model being float).
+        where integers are slower or have no kernel, "int8 weights"), "reason", "SQNR dB" (of its
+        own output, the rest of the model being float).
     ranges_ : dict
         "static": the statistics of each value that has steps, by name.
     scores_ : dict
@@ -188,7 +188,7 @@ class ModelQuantizer(BaseEstimator):
         graph, metadata = imported(model, first_rows(X))
         whole = CompressedModel(graph, metadata, n_threads=self.n_threads)
         arrays, y = examples_of(whole, X, y, self.max_samples)
-        fitting = Fitting(self, graph, arrays)
+        fitting = Fitting(self, graph, arrays, mask_of(metadata, graph))
         fitting.decide()
         small = fitting.model(metadata)
         if arrays is not None and self.max_drop is not None:

@@ -16,7 +16,7 @@ import numpy as np
 from fastvq.runtime.graph import Graph, Value
 from fastvq.runtime.plan import Plan
 
-__all__ = ["CALIBRATIONS", "Statistics", "batches_of", "observe", "parameters"]
+__all__ = ["CALIBRATIONS", "Statistics", "batches_of", "counted", "observe", "parameters"]
 
 CALIBRATIONS = ("minmax", "moving", "percentile", "mse", "entropy")
 
@@ -48,7 +48,9 @@ def batches_of(graph: Graph, arrays: Sequence[np.ndarray], n_rows: int):
         yield [a[start : start + step] if i in rows else a for i, a in enumerate(arrays)]
 
 
-def observe(graph, arrays, names: Iterable[str], *, histograms=True, n_threads=1) -> dict:
+def observe(
+    graph, arrays, names: Iterable[str], *, histograms=True, n_threads=1, mask=None
+) -> dict:
     """Statistics of float values of a graph over examples, by name.
 
     Parameters
@@ -60,6 +62,8 @@ def observe(graph, arrays, names: Iterable[str], *, histograms=True, n_threads=1
         Values to look at: inputs or what nodes make.
     histograms : bool
         Whether "percentile", "mse" and "entropy" will be asked for.
+    mask : str, optional
+        The input that says which places of a sequence count (`counted`).
 
     Raises
     ------
@@ -68,10 +72,33 @@ def observe(graph, arrays, names: Iterable[str], *, histograms=True, n_threads=1
     """
     names = [*dict.fromkeys(names)]
     found = {name: Statistics(name, histograms) for name in names}
-    for values in runs(graph, arrays, names, n_threads):
+    for places, values in masked_runs(graph, arrays, names, n_threads, mask):
         for name, value in zip(names, values, strict=True):
-            found[name].add(value)
+            found[name].add(counted(value, places))
     return found
+
+
+def counted(value, places):
+    """The rows of a value whose places in a sequence count; all where it has no such places.
+
+    Parameters
+    ----------
+    value : ndarray (N, T, ..., C), or (N, heads, T, C)
+    places : ndarray (N, T) or None
+        0 where a place does not count. Padding behind short texts is most of what a model sees of a
+        batch, and none of what it gives: steps and weights are not to be made for it.
+    """
+    if places is None or value.ndim < 3 or value.shape[0] != places.shape[0]:
+        return value
+    if value.ndim == 4 and value.shape[2] == places.shape[1]:
+        return value.swapaxes(1, 2)[places != 0]
+    return value[places != 0] if value.shape[1] == places.shape[1] else value
+
+
+def masked_runs(graph, arrays, names, n_threads=1, mask=None):
+    """`runs`, each with the batch of the input `mask`, or None."""
+    for values in runs(graph, arrays, [*names, mask] if mask else names, n_threads):
+        yield (values.pop(), values) if mask else (None, values)
 
 
 def runs(graph, arrays, names, n_threads=1):

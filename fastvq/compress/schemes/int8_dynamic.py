@@ -9,7 +9,7 @@ from fastvq.compress.schemes.int8 import (
     window,
 )
 
-__all__ = ["dynamic"]
+__all__ = ["dynamic", "write_dynamic"]
 
 
 def dynamic(graph, integer, stored=(), granularity="channel", known=None) -> Quantized:
@@ -17,13 +17,14 @@ def dynamic(graph, integer, stored=(), granularity="channel", known=None) -> Qua
     work = Writing(graph, integer, stored, granularity, known)
     for node in graph.nodes:
         if node.outputs[0] in work._integer:
-            _write_dynamic(work, node)
+            write_dynamic(work, node)
         else:
             work.pass_on(node)
     return work.quantized()
 
 
-def _write_dynamic(work, node):
+def write_dynamic(work, node):
+    """A layer that reads and gives floats, and finds the steps of its input as it runs."""
     weight, _, scales, bias = work.weight_of(node)
     inputs = [node.inputs[0], weight, work.constant(f"{node.inputs[1]} scales", scales)]
     inputs.append("" if bias is None else work.constant(f"{node.name} bias", bias))

@@ -15,11 +15,12 @@ from fastvq.compress.schemes.int8 import (
     recurrent_of,
     window,
 )
+from fastvq.compress.schemes.int8_dynamic import write_dynamic
 from fastvq.compress.schemes.steps import Steps, channel_steps, whole_steps, wide_scale
 from fastvq.runtime import functions
 from fastvq.runtime.layout import forms as forms_of
 
-__all__ = ["Static"]
+__all__ = ["Static", "table_noise"]
 
 _MOST = np.iinfo(np.int32).max
 # Give again what they read, in another place or shape.
@@ -51,6 +52,11 @@ class Static:
     skips : {"int16", "int8"}
     steps : {"channel", "tensor"}
         Whether each channel has steps of its own where nothing but layers needs to know.
+    by_row : set of str
+        First outputs of those layers, dense ones and convolutions, that find the steps of their
+        input as they run after all.
+    apart : set of str
+        What functions give that stay float: their tables would be too coarse (`table_noise`).
 
     Attributes
     ----------
@@ -60,10 +66,11 @@ class Static:
 
     def __init__(
         self, graph, integer: Iterable[str], stored=(), granularity="channel", skips="int16",
-        steps="channel",
+        steps="channel", by_row=(), apart=(),
     ):  # fmt: skip
         self._recurrent = recurrent_of(graph, integer)
-        self._graph, self._chosen = graph, set(integer) - self._recurrent
+        self._by_row, self._apart = set(by_row) & set(integer), set(apart)
+        self._graph, self._chosen = graph, set(integer) - self._recurrent - self._by_row
         self._settings = stored, granularity
         self._forms = forms_of(graph, 96)
         self._users = graph.users()
@@ -93,7 +100,9 @@ class Static:
         for names, seen in self._seen(self._streams, statistics):
             streams |= dict.fromkeys(names, wide_scale(seen.low, seen.high))
         integer = self._nodes | self._recurrent
-        writer = _StaticWriting(self._graph, integer, *self._settings, known, steps, streams)
+        writer = _StaticWriting(
+            self._graph, integer, *self._settings, known, steps, streams, self._by_row
+        )
         return writer.written()
 
     def _seen(self, groups, statistics):
@@ -138,7 +147,8 @@ class Static:
         if node.operator in _MOVES:
             return not any(name in native for name in node.inputs[1:])
         if node.operator == "Unary":
-            return attributes["function"] not in ("not", "isnan", "isinf")
+            able = attributes["function"] not in ("not", "isnan", "isinf")
+            return able and node.outputs[0] not in self._apart
         if node.operator == "Concat":
             return all(name in native for name in node.inputs)
         if node.operator == "Pad":
@@ -325,9 +335,9 @@ class _Groups:
 class _StaticWriting(Writing):
     """Nodes written one by one; a value may be there as floats, int16, int8, or several of them."""
 
-    def __init__(self, graph, integer, stored, granularity, known, steps, streams):
+    def __init__(self, graph, integer, stored, granularity, known, steps, streams, by_row=()):
         super().__init__(graph, integer, stored, granularity, known)
-        self._steps, self._streams = steps, streams
+        self._steps, self._streams, self._by_row = steps, streams, by_row
         self._int8: dict[str, str] = {}  # of a value of the float graph, its int8 form
         self._int16: dict[str, str] = {}  # and its int16 form
         self._floats = {value.name for value in graph.inputs} | set(graph.constants)
@@ -343,7 +353,10 @@ class _StaticWriting(Writing):
             else:
                 for name in node.inputs:
                     self.as_float(name)
-                self.pass_on(node)
+                if key in self._by_row:
+                    write_dynamic(self, node)
+                else:
+                    self.pass_on(node)
                 self._floats.update(node.outputs)
         for name in self._outputs:
             self.as_float(name)
@@ -598,6 +611,18 @@ def _limits(function, alpha, beta, steps, dtype=np.int8):
     if high is not None and high / scale + zero_point < limits.max:
         found["high"] = int(max(np.rint(high / scale) + zero_point, limits.min))
     return found
+
+
+def table_noise(attributes, x, x_steps: Steps, y_steps: Steps) -> float:
+    """The signal to noise (dB) of a function by its table, steps and all, of these values."""
+    exact = functions.apply(
+        attributes["function"], x, attributes.get("alpha", 0.0), attributes.get("beta", 0.0)
+    ).astype(np.float64)
+    q = np.clip(np.rint(x / np.float32(x_steps.scale)) + x_steps.zero_point, -128, 127)
+    found = _table(attributes, x_steps, y_steps)[q.astype(np.intp) + 128]
+    error = (found.astype(np.float64) - y_steps.zero_point) * y_steps.scale - exact
+    noise, signal = (error**2).sum(), (exact**2).sum()
+    return float(10 * np.log10(signal / noise)) if noise and signal else math.inf
 
 
 def _table(attributes, x_steps, y_steps):

@@ -61,7 +61,7 @@ class _Depthwise:
         channels = len(weight)
         taps = weight.reshape(channels, -1)
         room = -(-channels // kernel.COLUMNS) * kernel.COLUMNS
-        packed = np.empty((taps.shape[1], room), np.int32)
+        packed = np.empty(kernel.tap_words(taps.shape[1], channels), np.int32)
         kernel.pack_taps(taps, packed)
         sums = taps.sum(axis=1, dtype=np.int64)
 
@@ -216,7 +216,7 @@ def convolution(node, inputs, outputs, plan):
     kernel = module("int8")
     if depthwise:
         columns, groups = weight.shape[0], 1
-        size = kernel.depthwise_scratch(width, columns)
+        size = kernel.depthwise_scratch(width, columns, [1, *attributes.get("strides", ())][-1])
     else:
         size = kernel.scratch_bytes(layer.form, places, width)
     padding = 0 if dynamic else attributes.get("x_zero_point", 0)
