@@ -324,6 +324,14 @@ def quantize(node, inputs, outputs, plan):
     channels = max(scale.size, 1 if zero_point is None else zero_point.size)
     scales = np.full(channels, scale.value.ravel(), np.float32)
     zeros = np.full(channels, 0 if zero_point is None else zero_point.value.ravel(), np.int32)
+    if channels > 1:  # side by side as often as fills vectors: three colours leave them empty
+        most, rows = max(1, _SPAN // channels), x.size // channels
+        repeats = next(n for n in range(most, 0, -1) if rows % n == 0)
+        scales, zeros, channels = (
+            np.tile(scales, repeats),
+            np.tile(zeros, repeats),
+            repeats * channels,
+        )
     return [
         KernelCall(
             f"int8_layers.{name}",
