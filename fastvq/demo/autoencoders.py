@@ -51,7 +51,7 @@ def estimators(random_state, n_threads):
         "vae": VariationalAutoencoder(16, max_epochs=EPOCHS["vae"], **shared),
         "vqvae": VQVAE(
             256, architecture="convolutional", hidden=(64, 64), learning_rate=2e-3,
-            max_epochs=EPOCHS["vqvae"], prior_epochs=2, batch_size=256, **shared,
+            max_epochs=EPOCHS["vqvae"], prior_epochs=6, batch_size=256, **shared,
         ),
     }  # fmt: skip
 
