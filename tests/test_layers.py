@@ -64,7 +64,8 @@ OUTSIDE = {
     "_progress": {"tqdm"},
     "images": {"numpy", "PIL"},
     "metrics": {"numpy", "scipy", "sklearn"},
-    "vq": {"numpy", "scipy", "sklearn", "matplotlib"},  # to plot
+    "_plot": {"matplotlib"},
+    "vq": {"numpy", "scipy", "sklearn"},
     "compress": ...,
     "neural": ...,
     "distributed": ...,
