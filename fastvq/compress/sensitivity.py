@@ -18,7 +18,7 @@ from fastvq.runtime.plan import Plan
 __all__ = ["damages"]
 
 _BYTES = 1 << 25  # of a model's values that outputs are compared on
-_ROWS = 64
+_ROWS = 16
 
 
 def damages(

@@ -83,7 +83,7 @@ def feature_loss(student, teacher, mapping=None):
 
 
 def distillation_loss(
-    teacher: Callable, *, temperature: float = 4.0, alpha: float = 0.9, hard: bool = True
+    teacher: Callable, *, temperature: float = 1.0, alpha: float = 0.9, hard: bool = True
 ) -> Callable:
     """A loss for a `Trainer`: the teacher is asked for each batch, without a gradient.
 
@@ -91,7 +91,10 @@ def distillation_loss(
     ----------
     teacher : Module or callable
         Gives logits of shape (n, n_classes). A module is put into evaluation.
-    temperature : float, default=4.0
+    temperature : float, default=1.0
+        More than 1 tells the student how classes rank that are unlikely. One of a tenth of its
+        teacher's weights has no room for that: on Fashion-MNIST 84.9 % alone, 84.4 % at 4 and
+        85.5 % at 1 (one seed).
     alpha : float, default=0.9
         Weight of the soft targets, from 0 to 1.
     hard : bool, default=True
