@@ -110,7 +110,10 @@ def _neighbours(X, codes):
             values -= low
             values *= (len(spread) - 1) / (high - low)
             key |= spread[values.astype(np.uint8)] << np.uint32(place)
-    return np.argsort(key).astype(np.int32)
+    values = None  # sorting needs the room
+    order = np.argsort(key)
+    key = None
+    return order.astype(np.int32)
 
 
 def _spread_bits(n_bits, apart):

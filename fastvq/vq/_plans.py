@@ -33,9 +33,9 @@ _MOSTLY = 0.7
 _GLANCE = 64
 # Codewords from which a pass over the rows to see which are in doubt is little beside assigning.
 _BOUNDED_CODEWORDS = 32
-# Bytes of a row that are copied into boxes: with all else a fit keeps, 32 a row. In more features
-# than these are, a box rules out little.
-_BOXED_BYTES = 16
+# Bytes of a row that are copied into boxes: with all else a fit keeps, less than 32 a row. In more
+# features than these are, a box rules out little.
+_BOXED_BYTES = 12
 _BOXED_ROWS = 10_000
 # Making boxes takes as long as some iterations: a fit that is soon done does without.
 _BEFORE_BOXES = 4
