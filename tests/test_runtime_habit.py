@@ -60,6 +60,13 @@ def test_long_calls_try_one_thread_once():
     assert on_team == 1 - 2 / 1000
 
 
+def test_a_cold_first_call_does_not_leave_long_ones_alone():
+    habit = program.Threads(2)
+    habit.note(500e-6)
+    _, on_team = run(habit, 1000, alone=300e-6, together=170e-6)
+    assert on_team == 1 - 2 / 1000
+
+
 def test_very_long_calls_try_nothing():
     _, on_team = run(program.Threads(2), 1000, alone=5e-3, together=2.6e-3)
     assert on_team == 1

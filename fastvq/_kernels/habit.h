@@ -51,7 +51,10 @@ static inline void habit_end_trial(Habit *habit, double seconds)
 {
     const double loss = habit->cost / habit->usual - 2, waking = habit->cost - 2 * seconds;
     double rest = 2.0 * habit->rest;
-    if (HABIT_REPAID * (habit->usual - seconds) > waking && seconds < habit->usual) {
+    /* A first call is a cold one: a long call must not be judged by it, and left alone for ever. */
+    const int keeps_team = !habit->alone && habit->one >= HABIT_SURE;
+    const int repaid = HABIT_REPAID * (habit->usual - seconds) > waking;
+    if (seconds < habit->usual && repaid && !keeps_team) {
         habit->alone = !habit->alone;
         habit->usual = seconds;
         rest = HABIT_SOON;
