@@ -10,6 +10,7 @@ from __future__ import annotations
 from functools import cache, partial
 from importlib.util import find_spec
 from itertools import pairwise
+from time import perf_counter
 
 import numpy as np
 
@@ -30,6 +31,7 @@ WANTED = {
 }
 #: of the largest value: answers that differ by more are told
 ALIKE = 1e-4
+LOOP = 0.02  # seconds of calls that are timed together
 WORDS = 32  # a sentence's length in MiniLM
 
 
@@ -219,8 +221,7 @@ def repeated(runs):
     """Each as a loop over enough calls for a clock to see, and how many calls those are."""
     looped = {}
     for who, run in runs.items():
-        seconds = min(timing.seconds_of(run)[0] for _ in range(4))
-        calls = max(1, min(1000, round(0.02 / seconds)))
+        calls = _calls_in(LOOP, run)
 
         def loop(run=run, calls=calls):
             for _ in range(calls):
@@ -229,6 +230,16 @@ def repeated(runs):
 
         looped[who] = loop, calls
     return looped
+
+
+def _calls_in(seconds, run) -> int:
+    """Calls that fit into so many seconds, after as long again: the first ones are slow."""
+    for _ in range(2):
+        calls, end = 0, perf_counter() + seconds
+        while not calls or perf_counter() < end:
+            run()
+            calls += 1
+    return calls
 
 
 def tables(measured: dict) -> str:

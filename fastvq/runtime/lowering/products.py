@@ -17,9 +17,9 @@ from fastvq.runtime.graph import Node
 from fastvq.runtime.lowering.pointwise import function_number
 from fastvq.runtime.registry import KernelCall, lowering, workers
 
-# Multiply-adds that are worth a thread, some 4 us: where they are read from a cache, half of it
-# is another core's.
-_THREAD_WORK = 200_000
+# Multiply-adds that are worth a thread, some 2 us: where weights come from the last-level cache two
+# cores read them in six tenths of the time, and a thread that is awake takes one to join.
+_THREAD_WORK = 100_000
 _PACKED_AT_ONCE = 1 << 20  # bytes of panels that are put in order at a time
 # Values that are worth one where they are only moved or compared.
 _THREAD_VALUES = 50_000
