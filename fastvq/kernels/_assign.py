@@ -49,13 +49,18 @@ def assign(X, codebook, *, rows=None, codes=None, others=None, n_threads=None):
     m k d multiply-adds, half the arithmetic of differences, where |c|^2 - 2 x.c is exact enough
     to decide; the rows for which it is not are decided by differences. With a codebook that was
     prepared for screening, and enough rows, the quicker of the plain way and screening is found by
-    timing both on the first rows. Memory: a packed block of rows a thread (and, screening, a value
-    for each codeword and row of it).
+    timing both on the first rows. Many rows of up to four features are looked up in a grid of
+    cells, which rule out most codewords, where a sample tells that this pays. Memory: a packed
+    block of rows a thread (and, screening, a value for each codeword and row of it; in a grid, up
+    to 5 MB, and a bit for each codeword and cell, up to 4 MB).
     """
     book = prepare(codebook)
     source = book.source(X, rows)
     codes = room_for_codes(codes, (source.n,), book.n_codewords)
     threads = thread_count(n_threads, source.n * book.codebook.size)
+    if others is None and (grid := book.grid(source, n_threads)):
+        grid.assign(source, codes, threads)
+        return codes
     plain = _Plain(source, book, codes, others, threads)
     done = 0
     if source.n * book.codebook.size >= _TRIAL_WORK and others is None and book.screen():

@@ -9,6 +9,7 @@ from fastvq import _screen
 from fastvq._kernels import load
 from fastvq._panels import pack_panels
 from fastvq.kernels._call import LIMITS, Source, power_of_two, workspace_for
+from fastvq.kernels._grid import Grid, grid_may_pay, sampled
 
 # The expanded value pays from this many features on; below, differences are as cheap.
 EXPAND_FEATURES = 4
@@ -32,6 +33,7 @@ class Prepared:
     """
 
     __slots__ = (
+        "_grid",
         "_lock",
         "_screen",
         "_screen_wanted",
@@ -57,6 +59,7 @@ class Prepared:
         if (bounds or n_features >= EXPAND_FEATURES) and n_codewords > 1:
             self._expand(codebook)
         self._screen, self._screen_wanted, self._lock = None, screen, Lock()
+        self._grid = None
 
     @property
     def n_codewords(self):
@@ -94,6 +97,18 @@ class Prepared:
                     if directions.worth_trying:
                         self._screen = _screen.Screen(self.codebook, directions)
         return self._screen
+
+    def grid(self, source, n_threads):
+        """A grid in which these rows are found sooner than by comparing them; None where not."""
+        if not grid_may_pay(self, source):
+            return None
+        sample = sampled(source)
+        if not len(sample):
+            return None
+        with self._lock:
+            if self._grid is None:
+                self._grid = Grid.where_it_pays(self, source.n, sample, n_threads) or False
+        return self._grid if self._grid and self._grid.pays(sample) else None
 
     def _separation(self, unscaled):
         """Median squared distance of a codeword to its nearest neighbour, from a sample."""
