@@ -19,6 +19,7 @@ MOST_CODEWORDS = 16384
 # Directions that hold less than this share of the energy cannot tell codewords apart.
 _ENERGY = 0.4
 SAMPLE = 1024
+_AT_ONCE = 128  # rows in float64
 _EPS = np.finfo(np.float32).eps / 2
 
 
@@ -85,9 +86,7 @@ class Screen:
         self.directions = directions
         self.codebook = codebook
         n_first, n_all = directions.n_first, directions.n_all
-        centred = codebook.astype(np.float64) - directions.shift
-        norms = np.einsum("kd,kd->k", centred, centred)
-        short = centred @ directions.basis.T
+        short, norms = _short_codewords(codebook, directions)
         rest = np.sqrt(np.maximum(norms - np.einsum("kp,kp->k", short, short), 0))
         held = np.einsum("kp,kp->k", short[:, :n_first], short[:, :n_first])
         first = np.column_stack([short[:, :n_first], np.sqrt(np.maximum(norms - held, 0))])
@@ -132,13 +131,29 @@ _NO_CODES = np.empty(0, np.int32)
 _NO_DISTANCES = np.empty(0, np.float32)
 
 
+def _short_codewords(codebook, directions):
+    """Coordinates and squared lengths of the centred codewords, float64; few at a time, for the
+    sake of memory."""
+    short = np.empty((len(codebook), directions.n_all))
+    norms = np.empty(len(codebook))
+    for some in _parts(codebook):
+        centred = codebook[some].astype(np.float64) - directions.shift
+        np.einsum("kd,kd->k", centred, centred, out=norms[some])
+        np.matmul(centred, directions.basis.T, out=short[some])
+    return short, norms
+
+
+def _parts(rows):
+    return [slice(start, start + _AT_ONCE) for start in range(0, len(rows), _AT_ONCE)]
+
+
 def _leading(centred, n_directions):
     """Orthonormal rows that span about the leading directions, leading first; float64."""
     rng = np.random.RandomState(0)
     start = rng.standard_normal((centred.shape[1], n_directions + 8)).astype(np.float32)
     span = np.linalg.qr(centred.T @ (centred @ start))[0]
     span = np.linalg.qr((centred.T @ (centred @ span)).astype(np.float64))[0]
-    image = centred.astype(np.float64) @ span
+    image = np.concatenate([centred[some].astype(np.float64) @ span for some in _parts(centred)])
     _, order = np.linalg.eigh(image.T @ image)
     basis = span @ order[:, ::-1][:, :n_directions]
     return np.linalg.qr(basis)[0].T

@@ -136,12 +136,18 @@ def _lloyd(rows, codebook, assigner, watch, *, max_iter, tol):
             counts = rows.counts(codes, n_codewords)
             return Outcome(codebook, codes, counts, history, len(history) - 1)
         previous[:] = codes
-        sums, counts = rows.sums(codes, n_codewords)
-        codebook = rows.centroids(sums, counts, codebook)
-        empty = np.flatnonzero(counts == 0)
-        if len(empty):
-            found = _badly_served(rows, distances, len(empty))
-            codebook[empty[: len(found)]] = found
+        codebook = _moved(rows, codes, distances, codebook)
+
+
+def _moved(rows, codes, distances, codebook):
+    """The codebook with each codeword at the mean of its rows; those without one anew."""
+    sums, counts = rows.sums(codes, len(codebook))
+    codebook = rows.centroids(sums, counts, codebook)
+    empty = np.flatnonzero(counts == 0)
+    if len(empty):
+        found = _badly_served(rows, distances, len(empty))
+        codebook[empty[: len(found)]] = found
+    return codebook
 
 
 def _settled(rows, codes, previous, history, tol, n_codewords):

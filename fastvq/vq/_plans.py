@@ -222,7 +222,10 @@ def _screening_wins(rows, codebook, directions):
 
 def _moved_by_others(before, after):
     """For each codeword, how far the one of the others that moved farthest did, in float64."""
-    moved = np.sqrt(np.square(after.astype(np.float64) - before).sum(axis=1))
+    moved = np.empty(len(before))
+    for some in _spans(len(before), 256):
+        moved[some] = np.square(after[some].astype(np.float64) - before[some]).sum(axis=1)
+    np.sqrt(moved, out=moved)
     farthest = int(moved.argmax())
     result = np.full(len(moved), moved[farthest])
     result[farthest] = np.delete(moved, farthest).max(initial=0)  # a single one has no others

@@ -266,9 +266,9 @@ class Rows:
 
     def centroids(self, sums, counts, codebook):
         """The codebook that these sums give; codewords without a row stay where they are."""
-        updated = codebook.copy()
-        filled = counts > 0
-        updated[filled] = sums[filled] / counts[filled, None]
+        updated, counts = codebook.copy(), counts[:, None]
+        # In float64, and rounded as it is written: no copy of the sums.
+        np.divide(sums, counts, out=updated, where=counts > 0, casting="same_kind")
         return updated
 
     def counts(self, codes, n_codewords):
