@@ -21,7 +21,7 @@ from fastvq.neural.networks import (  # noqa: E402
     convolutional_codes,
     dense_codes,
     principal_directions,
-    squares,
+    rectangles,
 )
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz")
@@ -377,13 +377,13 @@ def test_convolutional_codes_start_as_squares(shape):
 
 
 @pytest.mark.parametrize("features", [16, 7, 40])
-@pytest.mark.parametrize("kind", ["directions", "squares"])
+@pytest.mark.parametrize("kind", ["directions", "rectangles"])
 def test_dense_codes_start_as_an_orthonormal_map(kind, features, digits):
     rows = torch.from_numpy(digits)
     if kind == "directions":
         matrix, mean = principal_directions(rows, 4, features)
     else:
-        matrix, mean = squares((1, 8, 8), 4, features, rows.mean(0))
+        matrix, mean = rectangles((1, 8, 8), 4, features, rows.mean(0))
     product = matrix @ matrix.T
     used = product.diagonal() > 0.5
     torch.testing.assert_close(
@@ -397,7 +397,7 @@ def test_dense_codes_start_as_an_orthonormal_map(kind, features, digits):
     assert (back - rows).norm() < (rows - rows.mean(0)).norm()
 
 
-def test_squares_must_fill_the_picture(digits):
+def test_rectangles_must_fill_the_picture(digits):
     with pytest.raises(ValueError, match="n_positions must cut 8 × 8 pixels"):
         KINDS["vq"](image_shape=(8, 8)).fit(digits)
 
@@ -425,5 +425,5 @@ def test_fashion_mnist_convolutional():
         64, code_features=8, architecture="convolutional", hidden=(8, 16, 16), max_epochs=4,
         batch_size=64, learning_rate=4e-3, prior="positions", random_state=0, n_threads=1,
     ).fit(images)  # fmt: skip
-    assert vq.n_positions_ == 16 and vq.transform(images).shape == (3000, 16)
+    assert vq.n_codes_ == 16 and vq.transform(images).shape == (3000, 16)
     assert vq.distortion(images) < 0.4 * images.var(0).sum()

@@ -9,7 +9,7 @@ try:
 except ImportError as error:
     raise ImportError('fastvq.neural needs PyTorch: pip install "fastvq[torch]"') from error
 
-from fastvq.neural.autoencoders import VQVAE, AutoencoderCompressor, VariationalAutoencoder
+from fastvq.neural.autoencoders import AutoencoderCompressor
 from fastvq.neural.classifier import VQClassifier
 from fastvq.neural.codebook import Codebook
 from fastvq.neural.conversion import convert
@@ -25,6 +25,7 @@ from fastvq.neural.layers import (
     FiniteScalarQuantize,
     Frozen,
     NotFiniteError,
+    ProductResidualVectorQuantize,
     ProductVectorQuantize,
     Quantized,
     ResidualVectorQuantize,
@@ -47,6 +48,8 @@ from fastvq.neural.trainer import (
     classification_loss,
     regression_loss,
 )
+from fastvq.neural.variational import VariationalAutoencoder
+from fastvq.neural.vqvae import VQVAE
 
 __all__ = [
     "VQVAE",
@@ -63,6 +66,7 @@ __all__ = [
     "IntegerLayer",
     "IntegerSGD",
     "NotFiniteError",
+    "ProductResidualVectorQuantize",
     "ProductVectorQuantize",
     "QATSpec",
     "Quantized",

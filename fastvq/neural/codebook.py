@@ -31,7 +31,7 @@ __all__ = ["Codebook", "NotFiniteError"]
 
 UPDATES = {"average": ("ema", "moving average"), "gradient": ("sgd",)}
 METRICS = {"euclidean": ("l2",), "cosine": ("cos", "spherical")}
-INITS = {"k-means": ("kmeans",), "random": ("normal",)}
+INITS = {"k-means": ("kmeans",), "principal": ("pca",), "random": ("normal",)}
 
 _START_ITERATIONS = 20  # of k-means; the encoder moves on meanwhile, so the optimum is of no use
 _START_ROWS = 16  # a codeword, by default: k-means on fewer fits their noise
@@ -54,8 +54,10 @@ class Codebook(nn.Module):
         Weight of |x − sg[c]|² in the loss.
     metric : {"euclidean", "cosine"}, default="euclidean"
         With "cosine" rows are divided by their length and codewords have length 1.
-    init : {"k-means", "random"} or tensor of shape (n_codewords, n_features), default="k-means"
-        "k-means": fitted on the rows of the first batches of training.
+    init : {"k-means", "principal", "random"} or tensor (n_codewords, n_features), default="k-means"
+        "k-means": fitted on the rows of the first batches of training. "principal": the same, begun
+        among the principal directions of these rows: for what other codebooks leave over, in which
+        k-means++ finds single rows that lie far out.
     start_rows : int, optional
         Rows that k-means waits for; until then it is started again whenever twice as many rows have
         been seen. By default 16 for each codeword.
@@ -104,9 +106,10 @@ class Codebook(nn.Module):
             self.register_buffer("totals", torch.zeros(k, d))
         self.register_buffer("counts", torch.zeros(k))
         # Rows that k-means has seen so far; None: the codebook has started.
-        self._waiting = torch.empty(0, d) if self.init == "k-means" else None
+        fitted = self.init in ("k-means", "principal")
+        self._waiting = torch.empty(0, d) if fitted else None
         self._started_on = 0
-        self._prepared = self._made_of = None
+        self._packed = self._made_of = None
 
     def _first(self, init):
         k, d = self.n_codewords, self.n_features
@@ -130,10 +133,10 @@ class Codebook(nn.Module):
 
     def set_extra_state(self, state):
         self._waiting, self._started_on = state["waiting"], state["started_on"]
-        self._prepared = None
+        self._packed = None
 
     def __getstate__(self):
-        return {**self.__dict__, "_prepared": None, "_made_of": None}  # made for this CPU
+        return {**self.__dict__, "_packed": None, "_made_of": None}  # made for this CPU
 
     # ---- what layers use -------------------------------------------------------------------
 
@@ -155,25 +158,42 @@ class Codebook(nn.Module):
         """Rows as this codebook compares them: of length 1 for the cosine."""
         return F.normalize(rows, dim=1) if self.metric == "cosine" else rows
 
+    def prepared(self):
+        """The codebook packed for the kernels; again where it has changed since."""
+        codebook = self.codebook
+        made_of = (codebook.data_ptr(), codebook._version)
+        if self._packed is None or self._made_of != made_of:
+            with _naming_what_is_not_finite(codebook):
+                self._packed = kernels.prepare(on_cpu(self.codewords))
+            self._made_of = made_of
+        return self._packed
+
+    @property
+    def starting(self):
+        """Whether k-means waits for more rows to start on."""
+        return self._waiting is not None
+
     def nearest(self, rows):
         """Codes of admitted rows, ndarray of int32; of equally near codewords the lowest."""
-        codebook = self._current()
+        codebook = self.prepared()
         with _naming_what_is_not_finite(rows):
             return kernels.assign(on_cpu(rows), codebook, n_threads=torch.get_num_threads())
 
-    def forward(self, rows):
+    def forward(self, rows, codes=None):
         """Quantize rows, and learn from them in training.
 
         Parameters
         ----------
         rows : Tensor of shape (n, n_features)
+        codes : ndarray of int32 of shape (n,), optional
+            What rows are quantized to, where it is not the nearest.
 
         Returns
         -------
         rows : Tensor of shape (n, n_features)
             As `admit` gives them.
         codewords : Tensor of shape (n, n_features)
-            The nearest, without a gradient.
+            Without a gradient.
         codes : ndarray of int32 of shape (n,)
         loss : Tensor, a scalar
             commitment·mean (x − sg[c])², and mean (sg[x] − c)² where the codebook learns by it.
@@ -181,7 +201,7 @@ class Codebook(nn.Module):
         rows = self.admit(rows)
         if self.training:
             self._start(rows)
-        codes = self.nearest(rows)
+        codes = self.nearest(rows) if codes is None else codes
         chosen = look_up(self.codewords, codes).to(rows.dtype)
         fixed = chosen.detach()
         loss = self.commitment * _mean_square(rows - fixed)
@@ -198,16 +218,6 @@ class Codebook(nn.Module):
         return float(np.exp(-shares @ np.log(shares)))
 
     # ---- learning --------------------------------------------------------------------------
-
-    def _current(self):
-        """The codebook packed for the kernels; again where it has changed since."""
-        codebook = self.codebook
-        made_of = (codebook.data_ptr(), codebook._version)
-        if self._prepared is None or self._made_of != made_of:
-            with _naming_what_is_not_finite(codebook):
-                self._prepared = kernels.prepare(on_cpu(self.codewords))
-            self._made_of = made_of
-        return self._prepared
 
     def _start(self, rows):
         """Gather the rows of the first batches; k-means on them, as they grow."""
@@ -229,6 +239,7 @@ class Codebook(nn.Module):
             self.n_codewords,
             max_iter=_START_ITERATIONS,
             metric=self.metric,
+            init="principal" if self.init == "principal" else "auto",
             random_state=int(torch.randint(2**31, ())),
             n_threads=torch.get_num_threads(),
         )
@@ -284,7 +295,7 @@ class Codebook(nn.Module):
     def _write(self, codewords):
         # Not a change that autograd is to know of: what it has saved belongs to living codewords.
         self.codebook.data.copy_(codewords)
-        self._prepared = None
+        self._packed = None
 
     def extra_repr(self):
         return (

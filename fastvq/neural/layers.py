@@ -10,20 +10,24 @@ taken once, for the sum or the whole row: a straight-through of each of N stages
 encoder N times the gradient.
 """
 
+import operator
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
+from fastvq import kernels
 from fastvq._validation import as_codes, as_count, as_nonnegative, as_word
 from fastvq.neural.codebook import Codebook, NotFiniteError
-from fastvq.neural.gradients import rotate, straight_through
+from fastvq.neural.gradients import look_up, on_cpu, rotate, straight_through
 
 __all__ = [
+    "AtPositions",
     "FiniteScalarQuantize",
     "Frozen",
     "NotFiniteError",
+    "ProductResidualVectorQuantize",
     "ProductVectorQuantize",
     "Quantized",
     "ResidualVectorQuantize",
@@ -352,6 +356,10 @@ class ResidualVectorQuantize(_Layer):
     Parameters
     ----------
     n_features, n_stages, n_codewords : int
+    beam_width : int, default=1
+        Choices that are kept from stage to stage. 1: the nearest codeword of each stage, for what
+        those before it leave over. More of them find better sums, and a codeword then learns from
+        what the others of its sum leave over.
     quantizer_dropout : float, default=0
         Probability that a batch in training uses only the first s stages, s drawn from 1 to
         `n_stages`: prefixes of the codes are then good codes (the others are −1, and decode to
@@ -359,7 +367,8 @@ class ResidualVectorQuantize(_Layer):
     update, gradient, code_features, channels
         As of `VectorQuantize`.
     decay, commitment, init, start_rows, dead_below
-        As of `Codebook`; an `init` tensor has the shape (n_stages, n_codewords, n_features).
+        As of `Codebook`, but for `init`, which is "principal"; a tensor has the shape (n_stages,
+        n_codewords, n_features).
 
     Attributes
     ----------
@@ -389,18 +398,21 @@ class ResidualVectorQuantize(_Layer):
         n_stages,
         n_codewords,
         *,
+        beam_width=1,
         quantizer_dropout=0.0,
         update="average",
         gradient="straight-through",
         code_features=None,
         channels="last",
-        init="k-means",
+        init="principal",
         **codebook,
     ):
         super().__init__(n_features, code_features, channels, gradient)
         if "metric" in codebook:
             raise TypeError("ResidualVectorQuantize has no metric: what is left over has a length")
         inner = n_features if code_features is None else code_features
+        self.beam_width = as_count(beam_width, "beam_width")
+        self._stages = None
         self.quantizer_dropout = as_nonnegative(quantizer_dropout, "quantizer_dropout")
         if self.quantizer_dropout > 1:
             raise ValueError(f"quantizer_dropout must be at most 1, got {quantizer_dropout}")
@@ -420,16 +432,49 @@ class ResidualVectorQuantize(_Layer):
         return n
 
     def _quantize(self, rows):
-        used = self._n_used()
-        total = torch.zeros_like(rows).detach()
+        books = self.codebooks[: self._n_used()]
+        starting = self.training and any(book.starting for book in books)
+        pass_through = self._greedily if self.beam_width == 1 or starting else self._searching
+        total, found, losses = pass_through(rows, books)
+        n_left = len(self.codebooks) - len(books)
+        perplexity = [book.perplexity(codes) for book, codes in zip(books, found, strict=True)]
         codes = np.full((len(rows), len(self.codebooks)), -1, np.int32)
-        loss, perplexity = 0.0, [1.0] * len(self.codebooks)
-        for stage, codebook in enumerate(self.codebooks[:used]):
-            _, chosen, codes[:, stage], stage_loss = codebook(rows - total)
+        codes[:, : len(books)] = np.stack(found, axis=1)
+        loss = sum(losses) / len(books)
+        return rows, total, codes, loss, perplexity + [1.0] * n_left, _mean_dead(self.codebooks)
+
+    def _greedily(self, rows, books):
+        """Stage by stage the nearest codeword: their sum, codes and losses."""
+        total, found, losses = torch.zeros_like(rows).detach(), [], []
+        for book in books:
+            _, chosen, codes, loss = book(rows - total)
             total = total + chosen
-            loss = loss + stage_loss
-            perplexity[stage] = codebook.perplexity(codes[:, stage])
-        return rows, total, codes, loss / used, perplexity, _mean_dead(self.codebooks)
+            found.append(codes), losses.append(loss)
+        return total, found, losses
+
+    def _searching(self, rows, books):
+        """The same by beam search; a codebook sees what all others leave over."""
+        found = self._search(rows, books)
+        chosen = [look_up(b.codewords, c).detach() for b, c in zip(books, found, strict=True)]
+        total = sum(chosen).to(rows.dtype)
+        parts = zip(books, chosen, found, strict=True)
+        losses = [book(rows - (total - own), codes)[3] for book, own, codes in parts]
+        return total, found, losses
+
+    def _search(self, rows, books):
+        """Codes of each stage, by a search prepared for the codebooks as they are now."""
+        prepared = [book.prepared() for book in books]
+        if self._stages is None or not _same(prepared, self._stages[0]):
+            stages = kernels.Stages([on_cpu(book.codewords) for book in books])
+            self._stages = prepared, stages
+        codes = kernels.beam_search(
+            on_cpu(rows), self._stages[1], beam_width=self.beam_width,
+            n_threads=torch.get_num_threads(),
+        )  # fmt: skip
+        return list(np.ascontiguousarray(codes[:, 0].T))
+
+    def __getstate__(self):
+        return {**self.__dict__, "_stages": None}  # made for this CPU
 
     def _checkable(self, codes):
         return np.maximum(codes, 0)  # −1: a stage that is left out
@@ -441,6 +486,92 @@ class ResidualVectorQuantize(_Layer):
             part = codebook.codewords[code.clamp_min(0)]
             total = total + part * (code >= 0)[:, None]
         return total
+
+
+class ProductResidualVectorQuantize(_Layer):
+    """Each block of features by a sum of codewords of its own.
+
+    Between a product, whose blocks know nothing of each other, and one long sum, each of whose
+    many stages is searched in all features.
+
+    Parameters
+    ----------
+    n_features : int
+    n_subspaces : int
+        Blocks; must divide `n_features` (or `code_features`).
+    n_stages, n_codewords : int
+        Of each block.
+    beam_width, quantizer_dropout
+        As of `ResidualVectorQuantize`, for each block by itself.
+    update, gradient, code_features, channels
+        As of `VectorQuantize`.
+    decay, commitment, init, start_rows, dead_below
+        As of `ResidualVectorQuantize`; an `init` tensor has the shape (n_subspaces, n_stages,
+        n_codewords, n_features / n_subspaces).
+
+    Attributes
+    ----------
+    blocks : ModuleList of ResidualVectorQuantize
+
+    References
+    ----------
+    M. Douze et al., "The Faiss library", arXiv:2401.08281: product residual quantizers.
+
+    Examples
+    --------
+    >>> import torch
+    >>> layer = ProductResidualVectorQuantize(8, n_subspaces=2, n_stages=3, n_codewords=16)
+    >>> out = layer(torch.randn(500, 8))
+    >>> out.codes.shape, layer.bits
+    (torch.Size([500, 6]), 24.0)
+    """
+
+    def __init__(
+        self,
+        n_features,
+        n_subspaces,
+        n_stages,
+        n_codewords,
+        *,
+        gradient="straight-through",
+        code_features=None,
+        channels="last",
+        init="principal",
+        **options,
+    ):
+        super().__init__(n_features, code_features, channels, gradient)
+        inner = n_features if code_features is None else code_features
+        if inner % as_count(n_subspaces, "n_subspaces"):
+            raise ValueError(f"n_subspaces must divide {inner} features, got {n_subspaces}")
+        self.blocks = nn.ModuleList(
+            ResidualVectorQuantize(inner // n_subspaces, n_stages, n_codewords, init=one, **options)
+            for one in _each(init, n_subspaces, "n_subspaces")
+        )
+
+    @property
+    def _ranges(self):
+        return [size for block in self.blocks for size in block._ranges]
+
+    def _quantize(self, rows):
+        parts = rows.tensor_split(len(self.blocks), dim=1)
+        found = [block._quantize(part) for block, part in zip(self.blocks, parts, strict=True)]
+        rows, chosen, codes, losses, perplexities, dead = zip(*found, strict=True)
+        return (
+            torch.cat(rows, dim=1),
+            torch.cat(chosen, dim=1),
+            np.concatenate(codes, axis=1),
+            sum(losses) / len(losses),  # each is a mean over a share of the features
+            [one for block in perplexities for one in block],
+            float(np.mean(dead)),
+        )
+
+    def _checkable(self, codes):
+        return self.blocks[0]._checkable(codes)
+
+    def _decode(self, codes):
+        parts = codes.tensor_split(len(self.blocks), dim=1)
+        decoded = [block._decode(part) for block, part in zip(self.blocks, parts, strict=True)]
+        return torch.cat(decoded, dim=1)
 
 
 class FiniteScalarQuantize(_Layer):
@@ -513,6 +644,43 @@ class FiniteScalarQuantize(_Layer):
         return (codes // self._steps % self._levels - middle) / middle
 
 
+class AtPositions(nn.Module):
+    """One quantizing layer for all positions of a row, which lie side by side.
+
+    Parameters
+    ----------
+    quantizer : Module
+        One of the layers above, with the features last.
+    n_positions : int
+
+    Examples
+    --------
+    >>> import torch
+    >>> layer = AtPositions(ResidualVectorQuantize(8, n_stages=2, n_codewords=16), n_positions=3)
+    >>> layer(torch.randn(100, 24)).codes.shape
+    torch.Size([100, 6])
+    """
+
+    def __init__(self, quantizer, n_positions):
+        super().__init__()
+        self.quantizer, self.n_positions = quantizer, as_count(n_positions, "n_positions")
+
+    def forward(self, x):
+        found = self.quantizer(x.unflatten(1, (self.n_positions, -1)))
+        return found._replace(values=found.values.flatten(1), codes=found.codes.flatten(1))
+
+    def encode(self, x):
+        """Codes (n, n_codes): those of the first position, of the second, ..."""
+        return self.quantizer.encode(x.unflatten(1, (self.n_positions, -1))).flatten(1)
+
+    def decode(self, codes):
+        """Rows of codes."""
+        n_each = codes.shape[1] // self.n_positions
+        if self.quantizer._code_axis:
+            codes = codes.unflatten(1, (self.n_positions, n_each))
+        return self.quantizer.decode(codes).flatten(1)
+
+
 class Frozen(nn.Module):
     """A quantizing layer that stays as it is, in training too: its codebooks do not move.
 
@@ -547,6 +715,11 @@ def _each(init, n, name):
     if len(init) != n:
         raise ValueError(f"init must have a codebook for each of {name} = {n}, got {len(init)}")
     return list(init)
+
+
+def _same(some, others):
+    """Whether two lists are of the same objects."""
+    return len(some) == len(others) and all(map(operator.is_, some, others))
 
 
 def _mean_dead(codebooks):

@@ -119,7 +119,7 @@ def dense_codes(start, hidden):
     Parameters
     ----------
     start : (matrix of shape (n_out, n_features), mean of shape (n_features,))
-        As of `principal_directions` or `squares`.
+        As of `principal_directions` or `rectangles`.
     hidden : sequence of int
         Widths of the layers of a correction; the decoder has them in reverse.
 
@@ -176,18 +176,26 @@ def principal_directions(rows, n_positions, code_features):
     return matrix, torch.from_numpy(mean).float()
 
 
-def squares(image_shape, n_positions, code_features, mean):
-    """The squares of a picture, each as its slowest cosines; as `principal_directions`."""
+def rectangles(image_shape, n_positions, code_features, mean):
+    """Equal parts of a picture, each as its slowest cosines; as `principal_directions`.
+
+    Of the ways to cut it so, that whose parts are nearest to squares; of two, that with wide ones.
+    """
     planes, height, width = image_shape
-    side = math.isqrt(height * width // n_positions)
-    if side == 0 or height % side or width % side or n_positions * side**2 != height * width:
+    ways = [
+        (height // down, width * down // n_positions)
+        for down in range(1, n_positions + 1)
+        if n_positions % down == height % down == width % (n_positions // down) == 0
+    ]
+    if not ways:
         raise ValueError(
-            f"n_positions must cut {height} × {width} pixels into squares, got {n_positions}"
+            f"n_positions must cut {height} × {width} pixels into equal parts, got {n_positions}"
         )
+    size = min(ways, key=lambda way: (max(way) / min(way), way[0]))
     pixels = torch.arange(planes * height * width).reshape(image_shape)
-    places = F.unfold(pixels.float()[None], side, stride=side)[0].T.long()
-    waves = _Patches(image_shape, side, code_features).map.weight.detach().flatten(1)
+    places = F.unfold(pixels.float()[None], size, stride=size)[0].T.long()
     matrix = torch.zeros(n_positions, code_features, pixels.numel())
+    waves = _waves(planes, *size, code_features).flatten(1)
     matrix.scatter_(
         2, places[:, None].expand(-1, code_features, -1), waves.expand(n_positions, -1, -1)
     )
@@ -219,13 +227,25 @@ def _nothing_yet(layer):
     return layer
 
 
-def cosines(side, n):
-    """The n slowest of the orthonormal cosines on a square, (n, side, side)."""
-    place, rate = np.arange(side) + 0.5, np.arange(side)[:, None]
-    waves = np.cos(np.pi * rate * place / side) * np.sqrt(np.where(rate == 0, 1, 2) / side)
-    rates = np.add.outer(np.arange(side), np.arange(side)).ravel()
-    across, down = np.divmod(np.argsort(rates, kind="stable")[:n], side)
-    return torch.from_numpy(waves[across][:, :, None] * waves[down][:, None, :]).float()
+def cosines(height, width, n):
+    """The n slowest of the orthonormal cosines on a rectangle, (n, height, width)."""
+    down, across = (
+        np.cos(np.pi * np.arange(side)[:, None] * (np.arange(side) + 0.5) / side)
+        * np.sqrt(np.where(np.arange(side)[:, None] == 0, 1, 2) / side)
+        for side in (height, width)
+    )
+    rates = np.add.outer(np.arange(height) * width, np.arange(width) * height).ravel()
+    i, j = np.divmod(np.argsort(rates, kind="stable")[:n], width)
+    return torch.from_numpy(down[i][:, :, None] * across[j][:, None, :]).float()
+
+
+def _waves(planes, height, width, n):
+    """n patterns on a rectangle of several planes, the slowest of each plane first; then zeros."""
+    patterns = torch.zeros(n, planes, height, width)
+    waves = cosines(height, width, -(-n // planes))
+    for i in range(min(n, planes * len(waves))):
+        patterns[i, i % planes] = waves[i // planes]
+    return patterns
 
 
 class _Patches(nn.Module):
@@ -241,11 +261,7 @@ class _Patches(nn.Module):
         self.map = nn.Conv2d(planes, n_features, side, side, bias=False)
         self.missing = [-size % side for size in self.size]
         with torch.no_grad():
-            waves = cosines(side, -(-n_features // planes))
-            self.map.weight.zero_()
-            for i in range(n_features):  # the slowest of each plane first
-                if i // planes < len(waves):
-                    self.map.weight[i, i % planes] = waves[i // planes]
+            self.map.weight.copy_(_waves(planes, side, side, n_features))
         self.map.requires_grad_(False)
 
     def forward(self, x):
