@@ -511,6 +511,39 @@ def test_several_outputs(digits, tmp_path):
             assert (one == other.numpy()).all()
 
 
+def test_several_inputs(tmp_path):
+    """A skip from one of them, both in one layer, and one that is given back as it came."""
+
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = (
+                nn.Conv2d(1, 3, 3, padding=1),
+                nn.Linear(5, 48),
+                nn.Linear(5, 2),
+            )
+
+        def forward(self, picture, more):
+            seen = self.a(picture).relu() + self.b(more).unflatten(1, (3, 4, 4))
+            return torch.cat([seen.mean((2, 3)), self.c(more)], 1), more
+
+    torch.manual_seed(0)
+    x = torch.randn(30, 1, 4, 4), torch.randn(30, 5)
+    quantized = prepare_qat(Two(), QATSpec(4, 4))
+    quantized(*x)
+    with pytest.warns(UserWarning, match="there is no"):
+        compressed = convert(quantized, x)
+    assert compressed.input_names == ["x0", "x1"]
+    compressed.save(tmp_path / "model.fvq")
+    wanted = simulate_exact(quantized, x)
+    for model in (compressed, load(tmp_path / "model.fvq")):
+        joined, more = model(*(one.numpy() for one in x))
+        np.testing.assert_allclose(joined, wanted[0].numpy(), rtol=1e-5, atol=1e-6)
+        assert (joined[:, 3:] == wanted[0][:, 3:].numpy()).all() and (more == x[1].numpy()).all()
+    with pytest.raises(ValueError, match="as many tensors as the network takes, 2, got 1"):
+        convert(quantized, x[0])
+
+
 def test_networks_that_integers_cannot_follow_are_named(digits):
     class Net(nn.Module):
         def __init__(self, forward):

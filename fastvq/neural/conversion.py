@@ -27,7 +27,7 @@ __all__ = ["convert"]
 _PADDING = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}  # PyTorch's to ours
 
 
-def convert(model: nn.Module, x: torch.Tensor) -> CompressedModel:
+def convert(model: nn.Module, x: torch.Tensor | tuple[torch.Tensor, ...]) -> CompressedModel:
     """The network as a `CompressedModel` of integer layers.
 
     Parameters
@@ -37,20 +37,22 @@ def convert(model: nn.Module, x: torch.Tensor) -> CompressedModel:
         2-D convolutions, ReLU and other cuts, maxima and means of windows, additions,
         concatenations, changes of shape and dropout have twins that give the same bits; all else
         that `fastvq.compress` can import stays in float32, and a warning says so.
-    x : Tensor of float32
+    x : Tensor of float32, or tuple of these
         A batch as the network takes it; only its shape counts.
 
     Returns
     -------
     CompressedModel
-        From float32 input to float32 output, or several: `y0`, `y1`, ...; `save` keeps it in a file
-        that runs with NumPy alone. Weights take a byte each, whatever their bits.
+        From float32 input `x` to float32 output `y`, or several: `x0`, `x1`, ..., `y0`, `y1`, ...;
+        `save` keeps it in a file that runs with NumPy alone. Weights take a byte each, whatever
+        their bits.
 
     Raises
     ------
     NotImplementedError
-        For a network with several inputs, for convolutions over three axes, and for pooling that
-        gives places of maxima.
+        For convolutions over three axes, and for pooling that gives places of maxima.
+    ValueError
+        For more or fewer tensors than the network has inputs.
     fastvq.compress.UnsupportedModel
         For a float32 layer that cannot be imported.
 
@@ -84,7 +86,7 @@ def convert(model: nn.Module, x: torch.Tensor) -> CompressedModel:
             "that stays in float32, and results agree with simulate_exact up to its rounding",
             stacklevel=2,
         )
-    return CompressedModel(written.graph(found, x.shape[1:]))
+    return CompressedModel(written.graph(found))
 
 
 class _Written(NamedTuple):
@@ -103,11 +105,12 @@ class Written:
         self.traced = traced
         self.nodes, self.constants, self._turned = [], {}, {}
         self._n_names = 0
+        self._inputs = _names("x", len(traced.inputs))
 
-    def graph(self, outputs, shape_in):
+    def graph(self, outputs):
         """All nodes; what is given is named y, or y0, y1, ..."""
-        wanted = ["y"] if len(outputs) == 1 else [f"y{i}" for i in range(len(outputs))]
-        names = {"x": "x"}
+        wanted = _names("y", len(outputs))
+        names = {name: name for name in self._inputs}
         for value, name in zip(outputs, wanted, strict=True):
             laid = self._laid(value, False)
             if laid.name in names:  # what is given twice, or as it came
@@ -122,17 +125,23 @@ class Written:
             )
             for node in self.nodes
         ]
-        inputs = [Value("x", "float32", ("N", *shape_in))]
-        given = [
-            Value(name, "float32", ("N", *self.traced.shape(node)[1:]))
-            for name, node in zip(wanted, self.traced.outputs, strict=True)
-        ]
+        inputs, given = (
+            [
+                Value(name, "float32", ("N", *self.traced.shape(node)[1:]))
+                for name, node in zip(names, ends, strict=True)
+            ]
+            for names, ends in (
+                (self._inputs, self.traced.inputs),
+                (wanted, self.traced.outputs),
+            )
+        )
         return Graph(nodes, inputs, given, self.constants)
 
     # ---- what the rules call -------------------------------------------------------------------
 
-    def given(self):
-        return _Written("x", len(self.traced.shape(self._input())))
+    def given(self, place):
+        ndim = len(self.traced.shape(self.traced.inputs[place]))
+        return _Written(self._inputs[place], ndim)
 
     def quantized(self, x, grid, bounds):
         scale = np.array(scale_of(grid), np.float32)
@@ -242,9 +251,6 @@ class Written:
 
     # ---- inside --------------------------------------------------------------------------------
 
-    def _input(self):
-        return next(n for n in self.traced.module.graph.nodes if n.op == "placeholder")
-
     def _new_name(self):
         self._n_names += 1
         return f"v{self._n_names}"
@@ -283,6 +289,11 @@ class Written:
     def _alike(self, values):
         last = any(value.channels_last for value in values)
         return [self._laid(value, last) for value in values]
+
+
+def _names(letter, n):
+    """x, or x0, x1, ..."""
+    return [letter] if n == 1 else [f"{letter}{i}" for i in range(n)]
 
 
 def _paddings(layer):

@@ -47,7 +47,7 @@ _LIMITS = {
 _THROUGH = ("nothing", "maximum", "shape", "joined", "cut")
 
 
-def simulate_exact(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def simulate_exact(model: nn.Module, x: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:
     """What the network gives with integer arithmetic, bit by bit, computed in float64.
 
     Codes are multiplied and added exactly; ``clamp(rne(float32(acc + bias) · m) + zero_point)``
@@ -58,7 +58,7 @@ def simulate_exact(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
     ----------
     model : Module
         From `prepare_qat`, trained; it must be traceable by `torch.fx`.
-    x : Tensor of float32
+    x : Tensor of float32, or tuple of these
         What the network takes.
 
     Returns
@@ -69,7 +69,9 @@ def simulate_exact(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
     Raises
     ------
     NotImplementedError
-        For a network with several inputs, and one that gives anything but tensors.
+        For a network that gives anything but tensors.
+    ValueError
+        For more or fewer tensors than the network has inputs.
     OverflowError
         Where a sum does not fit in 32 bits.
     """
@@ -86,11 +88,12 @@ class Traced:
     ----------
     model : Module
         From `prepare_qat`.
-    x : Tensor
-        What the network takes, of which only the shape counts.
+    x : Tensor, or tuple of these
+        What the network takes, of which only the shapes count.
 
     Attributes
     ----------
+    inputs : list of Node
     output : Node, or a structure of nodes
         What the network gives.
     outputs : list of Node
@@ -102,14 +105,18 @@ class Traced:
         root = nn.Sequential(copy.deepcopy(model)).eval()
         self.module = fx.GraphModule(root, trace(model))
         self._modules = dict(self.module.named_modules())
+        self.inputs = [node for node in self.module.graph.nodes if node.op == "placeholder"]
+        given = as_inputs(x)
+        if len(given) != len(self.inputs):
+            raise ValueError(
+                f"x must be as many tensors as the network takes, {len(self.inputs)}, "
+                f"got {len(given)}"
+            )
         with torch.no_grad():  # two rows: what is one is no row
-            ShapeProp(self.module).propagate(torch.zeros(2, *x.shape[1:]))
-        inputs = [node for node in self.module.graph.nodes if node.op == "placeholder"]
+            ShapeProp(self.module).propagate(*(torch.zeros(2, *one.shape[1:]) for one in given))
         self.output = next(n for n in self.module.graph.nodes if n.op == "output").args[0]
         self.outputs = []
         fx.node.map_arg(self.output, self.outputs.append)
-        if len(inputs) != 1:
-            raise NotImplementedError(f"integers take networks with one input, got {len(inputs)}")
         if not self.outputs or any(self.shape(node) is None for node in self.outputs):
             raise NotImplementedError(f"integers give tensors, the network {self.output}")
 
@@ -244,7 +251,7 @@ class Rules:
 
     def _real(self, kind, node):
         if kind == "placeholder":
-            return self.do.given()
+            return self.do.given(self.traced.inputs.index(node))
         if kind in ("layer", "mean"):
             return self._summed(node, None, None)
         if kind == "cut":
@@ -296,10 +303,10 @@ class Simulated:
     """The rules on tensors: codes are whole float64 numbers, numbers are float32."""
 
     def __init__(self, traced, x):
-        self.traced, self.x = traced, x
+        self.traced, self.x = traced, as_inputs(x)
 
-    def given(self):
-        return self.x.float()
+    def given(self, place):
+        return self.x[place].float()
 
     def quantized(self, x, grid, bounds):
         return grid.codes(x).double().clamp(*bounds)
@@ -357,6 +364,11 @@ class Simulated:
             return getattr(args[0], node.target)(*args[1:], **named)
         function = self.traced.called(node) if node.op == "call_module" else node.target
         return function(*args, **named)
+
+
+def as_inputs(x):
+    """One tensor or several, as a tuple."""
+    return (x,) if torch.is_tensor(x) else tuple(x)
 
 
 def scale_of(grid):

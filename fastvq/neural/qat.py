@@ -533,8 +533,18 @@ def _integers(layer, name):
 
 
 def trace(model):
-    """The graph of ``nn.Sequential(model)``, in which a single layer is a leaf as any other."""
-    return _Tracer().trace(nn.Sequential(model))
+    """The graph of ``nn.Sequential(model)``, in which a single layer is a leaf as any other.
+
+    It has all inputs of the model, where a `Sequential` hands on one.
+    """
+    tracer = _Tracer()
+    if tracer.is_leaf_module(model, ""):
+        return tracer.trace(nn.Sequential(model))
+    graph = tracer.trace(model)
+    for node in graph.nodes:
+        if node.op in ("call_module", "get_attr"):
+            node.target = f"0.{node.target}"
+    return graph
 
 
 class _Tracer(fx.Tracer):
