@@ -13,24 +13,28 @@ torch = pytest.importorskip("torch", reason='needs PyTorch: pip install "fastvq[
 
 from torch.nn import functional as F  # noqa: E402
 
-from fastvq import reference  # noqa: E402
+from fastvq import kernels, reference  # noqa: E402
 from fastvq.neural import (  # noqa: E402
     Codebook,
     FiniteScalarQuantize,
     Frozen,
     NotFiniteError,
+    ProductResidualVectorQuantize,
     ProductVectorQuantize,
     ResidualVectorQuantize,
     VectorQuantize,
 )
+from fastvq.neural.layers import AtPositions  # noqa: E402
 
 LAYERS = {
     "vector": lambda **options: VectorQuantize(6, 10, **options),
     "product": lambda **options: ProductVectorQuantize(6, 3, 10, **options),
     "residual": lambda **options: ResidualVectorQuantize(6, 2, 10, **options),
+    "searched": lambda **options: ResidualVectorQuantize(6, 2, 10, beam_width=3, **options),
+    "product residual": lambda **options: ProductResidualVectorQuantize(6, 3, 2, 10, **options),
     "finite": lambda **options: FiniteScalarQuantize(6, (4, 5, 3, 2, 2, 3), **options),
 }
-LEARNING = ["vector", "product", "residual"]
+LEARNING = ["vector", "product", "residual", "searched", "product residual"]
 
 
 @pytest.fixture(autouse=True)
@@ -244,11 +248,12 @@ def test_an_optimizer_moves_a_codebook(kind):
         optimizer.step()
         losses.append(out.loss.item())
     assert losses[-1] < 0.8 * losses[0]
-    # What is prepared for the kernels follows the optimizer.
-    codes = layer.eval()(x).codes.reshape(300, -1)
-    book = (layer.codebook if kind == "vector" else layer.codebooks[0]).codewords.detach().numpy()
-    rows = x[:, : book.shape[1]].numpy()
-    assert (codes[:, 0].numpy() == reference.assign(rows, book)).all()
+    # What is prepared for the kernels follows the optimizer: a copy prepares its own.
+    assert torch.equal(layer.eval()(x).codes, copy.deepcopy(layer)(x).codes)
+    if kind in ("vector", "product", "residual"):
+        book = (layer.codebook if kind == "vector" else layer.codebooks[0]).codewords.detach()
+        nearest = reference.assign(x[:, : book.shape[1]].numpy(), book.numpy())
+        assert (layer(x).codes.reshape(300, -1)[:, 0].numpy() == nearest).all()
 
 
 @pytest.mark.parametrize("kind", LEARNING)
@@ -314,6 +319,51 @@ def test_stages_refine():
         prefix[:, used:] = -1
         errors.append((layer.decode(prefix) - x).square().sum().item())
     assert all(a > b for a, b in itertools.pairwise(errors))
+
+
+@pytest.mark.parametrize("update", ["average", "gradient"])
+def test_a_beam_finds_better_sums(update):
+    """Codes are those of the kernels' search; codewords move to lower the error of the sums."""
+    x = torch.randn(2000, 6)
+    books = {}
+    for beam_width in (1, 4):
+        torch.manual_seed(0)
+        layer = ResidualVectorQuantize.fitted(x, 3, 16, beam_width=beam_width, update=update)
+        first = layer.eval()(x)
+        if beam_width > 1:
+            stages = kernels.Stages([book.codewords.detach().numpy() for book in layer.codebooks])
+            wanted = kernels.beam_search(x.numpy(), stages, beam_width=beam_width)[:, 0]
+            assert (first.codes.numpy() == wanted).all()
+        assert torch.equal(layer.decode(first.codes), first.values)
+        rate = torch.optim.SGD(layer.parameters(), lr=0.5) if update == "gradient" else None
+        layer.train()
+        for _ in range(100):
+            loss = layer(x).loss
+            if rate is not None:
+                rate.zero_grad(), loss.backward(), rate.step()
+        last = layer.eval()(x).values
+        books[beam_width] = (first.values - x).square().sum(), (last - x).square().sum()
+    assert books[4][0] < 0.95 * books[1][0]
+    assert books[4][1] < books[4][0]
+
+
+def test_stages_of_any_size_start_from_rows():
+    x = torch.randn(500, 6)
+    layer = ResidualVectorQuantize.fitted(x, 2, 10, beam_width=2)
+    error = (layer.eval()(x).values - x).square().sum()
+    assert error < 0.5 * (x - x.mean(0)).square().sum()
+
+
+def test_one_layer_for_all_positions():
+    x = torch.randn(300, 12)
+    for inner in (VectorQuantize(4, 9, init=torch.randn(9, 4)), ResidualVectorQuantize(4, 2, 8)):
+        layer = AtPositions(inner, 3)
+        layer(x)
+        found, each = layer.eval()(x), inner.eval()(x.reshape(900, 4))
+        assert torch.equal(found.values, each.values.reshape(300, 12))
+        assert torch.equal(found.codes.flatten(), each.codes.flatten())
+        assert torch.equal(layer.encode(x), found.codes)
+        assert torch.equal(layer.decode(found.codes), found.values)
 
 
 def test_quantizer_dropout():

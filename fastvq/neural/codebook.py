@@ -27,13 +27,13 @@ from fastvq._validation import as_count, as_nonnegative, as_word
 from fastvq.neural.gradients import look_up, on_cpu
 from fastvq.vq import VectorQuantizer
 
-__all__ = ["Codebook", "NotFiniteError"]
+__all__ = ["Codebook", "NotFiniteError", "naming_what_is_not_finite"]
 
 UPDATES = {"average": ("ema", "moving average"), "gradient": ("sgd",)}
 METRICS = {"euclidean": ("l2",), "cosine": ("cos", "spherical")}
 INITS = {"k-means": ("kmeans",), "principal": ("pca",), "random": ("normal",)}
 
-_START_ITERATIONS = 20  # of k-means; the encoder moves on meanwhile, so the optimum is of no use
+START_ITERATIONS = 20  # of k-means; the encoder moves on meanwhile, so the optimum is of no use
 _START_ROWS = 16  # a codeword, by default: k-means on fewer fits their noise
 
 
@@ -163,7 +163,7 @@ class Codebook(nn.Module):
         codebook = self.codebook
         made_of = (codebook.data_ptr(), codebook._version)
         if self._packed is None or self._made_of != made_of:
-            with _naming_what_is_not_finite(codebook):
+            with naming_what_is_not_finite(codebook):
                 self._packed = kernels.prepare(on_cpu(self.codewords))
             self._made_of = made_of
         return self._packed
@@ -176,7 +176,7 @@ class Codebook(nn.Module):
     def nearest(self, rows):
         """Codes of admitted rows, ndarray of int32; of equally near codewords the lowest."""
         codebook = self.prepared()
-        with _naming_what_is_not_finite(rows):
+        with naming_what_is_not_finite(rows):
             return kernels.assign(on_cpu(rows), codebook, n_threads=torch.get_num_threads())
 
     def forward(self, rows, codes=None):
@@ -237,7 +237,7 @@ class Codebook(nn.Module):
     def _k_means(self, rows):
         quantizer = VectorQuantizer(
             self.n_codewords,
-            max_iter=_START_ITERATIONS,
+            max_iter=START_ITERATIONS,
             metric=self.metric,
             init="principal" if self.init == "principal" else "auto",
             random_state=int(torch.randint(2**31, ())),
@@ -245,7 +245,7 @@ class Codebook(nn.Module):
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # too few rows: they repeat for now
-            with _naming_what_is_not_finite(rows):
+            with naming_what_is_not_finite(rows):
                 return quantizer.fit(on_cpu(rows)).codebook_.copy()
 
     @torch.no_grad()
@@ -308,7 +308,7 @@ def _mean_square(difference):
 
 
 @contextlib.contextmanager
-def _naming_what_is_not_finite(values):
+def naming_what_is_not_finite(values):
     """The kernels see every value and say ValueError; the trainer wants to know this one."""
     try:
         yield

@@ -11,16 +11,24 @@ encoder N times the gradient.
 """
 
 import operator
+import warnings
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from sklearn.exceptions import ConvergenceWarning
 from torch import nn
 
 from fastvq import kernels
 from fastvq._validation import as_codes, as_count, as_nonnegative, as_word
-from fastvq.neural.codebook import Codebook, NotFiniteError
+from fastvq.neural.codebook import (
+    START_ITERATIONS,
+    Codebook,
+    NotFiniteError,
+    naming_what_is_not_finite,
+)
 from fastvq.neural.gradients import look_up, on_cpu, rotate, straight_through
+from fastvq.vq import ResidualQuantizer
 
 __all__ = [
     "AtPositions",
@@ -115,6 +123,26 @@ class _Layer(nn.Module):
             torch.tensor(perplexity, device=x.device),
             dead,
         )
+
+    @classmethod
+    @torch.no_grad()
+    def fitted(cls, features, *sizes, **options):
+        """A layer whose codebooks start from these rows, all of them: by k-means.
+
+        Parameters
+        ----------
+        features : Tensor of shape (n, n_features)
+        *sizes, **options
+            What the class wants besides `n_features`; no `init`, no `start_rows`.
+
+        Returns
+        -------
+        A layer of this class, which has not learnt anything else yet.
+        """
+        sizes = features.shape[1], *sizes
+        starting = cls(*sizes, **options, start_rows=1)
+        starting(features)
+        return cls(*sizes, **options, init=starting._codewords())
 
     @torch.no_grad()
     def encode(self, x):
@@ -237,6 +265,9 @@ class VectorQuantize(_Layer):
         inner = n_features if code_features is None else code_features
         self.codebook = Codebook(n_codewords, inner, update=update, **codebook)
 
+    def _codewords(self):
+        return self.codebook.codewords.clone()
+
     @property
     def _ranges(self):
         return [self.codebook.n_codewords]
@@ -306,27 +337,8 @@ class ProductVectorQuantize(_Layer):
             for one in _each(init, n_subspaces, "n_subspaces")
         )
 
-    @classmethod
-    def fitted(cls, features, n_subspaces, n_codewords, **options):
-        """A layer whose codebooks start as those of k-means of all these rows.
-
-        Parameters
-        ----------
-        features : Tensor of shape (n, n_features)
-        n_subspaces, n_codewords : int
-        **options
-            As of the class.
-
-        Returns
-        -------
-        ProductVectorQuantize
-        """
-        sizes = features.shape[1], n_subspaces, n_codewords
-        starting = cls(*sizes, **options, start_rows=1)
-        with torch.no_grad():
-            starting(features)
-        books = torch.stack([book.codewords.detach() for book in starting.codebooks])
-        return cls(*sizes, **options, init=books)
+    def _codewords(self):
+        return torch.stack([book.codewords for book in self.codebooks])
 
     @property
     def _ranges(self):
@@ -421,6 +433,43 @@ class ResidualVectorQuantize(_Layer):
             for one in _each(init, as_count(n_stages, "n_stages"), "n_stages")
         )
 
+    @classmethod
+    @torch.no_grad()
+    def fitted(cls, features, n_stages, n_codewords, *, beam_width=1, **options):
+        """A layer whose codebooks start from these rows, as those of a `ResidualQuantizer`.
+
+        Parameters
+        ----------
+        features : Tensor of shape (n, n_features)
+        n_stages, n_codewords, beam_width : int
+            Where `n_codewords` is no power of 2, stages start by k-means, one after the other.
+        **options
+            As of the class.
+
+        Returns
+        -------
+        ResidualVectorQuantize
+        """
+        sizes, options = (n_stages, n_codewords), {"beam_width": beam_width, **options}
+        n_bits = n_codewords.bit_length() - 1
+        if n_codewords != 2**n_bits or n_bits < 1:
+            return super().fitted(features, *sizes, **options)
+        quantizer = ResidualQuantizer(
+            n_stages,
+            n_bits,
+            beam_width=beam_width,
+            max_iter=START_ITERATIONS,
+            random_state=int(torch.randint(2**31, ())),
+            n_threads=torch.get_num_threads(),
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # too few rows: codewords repeat
+            books = quantizer.fit(on_cpu(features)).codebooks_
+        return cls(features.shape[1], *sizes, **options, init=torch.tensor(books))
+
+    def _codewords(self):
+        return torch.stack([book.codewords for book in self.codebooks])
+
     @property
     def _ranges(self):
         return [codebook.n_codewords for codebook in self.codebooks]
@@ -467,10 +516,11 @@ class ResidualVectorQuantize(_Layer):
         if self._stages is None or not _same(prepared, self._stages[0]):
             stages = kernels.Stages([on_cpu(book.codewords) for book in books])
             self._stages = prepared, stages
-        codes = kernels.beam_search(
-            on_cpu(rows), self._stages[1], beam_width=self.beam_width,
-            n_threads=torch.get_num_threads(),
-        )  # fmt: skip
+        with naming_what_is_not_finite(rows):
+            codes = kernels.beam_search(
+                on_cpu(rows), self._stages[1], beam_width=self.beam_width,
+                n_threads=torch.get_num_threads(),
+            )  # fmt: skip
         return list(np.ascontiguousarray(codes[:, 0].T))
 
     def __getstate__(self):
@@ -547,6 +597,15 @@ class ProductResidualVectorQuantize(_Layer):
             ResidualVectorQuantize(inner // n_subspaces, n_stages, n_codewords, init=one, **options)
             for one in _each(init, n_subspaces, "n_subspaces")
         )
+
+    @classmethod
+    @torch.no_grad()
+    def fitted(cls, features, n_subspaces, *sizes, **options):
+        """A layer whose blocks start as `ResidualVectorQuantize.fitted` makes them of theirs."""
+        parts = features.tensor_split(n_subspaces, dim=1)
+        blocks = [ResidualVectorQuantize.fitted(part, *sizes, **options) for part in parts]
+        books = torch.stack([block._codewords() for block in blocks])
+        return cls(features.shape[1], n_subspaces, *sizes, **options, init=books)
 
     @property
     def _ranges(self):

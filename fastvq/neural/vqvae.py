@@ -238,37 +238,32 @@ class VQVAE(Autoencoder):
             n = as_count(self.n_positions, "n_positions")
             start = self._start(scaling(_some(rows, _DIRECTION_ROWS)), n, features)
             encoder, decoder = dense_codes(start, self._widths())
-        quantizer = self._quantizer(n, features)
-        sample = _some(rows, _START_ROWS * self.n_codewords)
         with torch.no_grad():
-            quantizer(encoder(scaling(sample)))  # whose codebooks start from it
+            sample = encoder(scaling(_some(rows, _START_ROWS * self.n_codewords)))
+            quantizer = self._quantizer(sample, n)
         return VQNetwork(encoder, quantizer, decoder, scaling)
 
-    def _quantizer(self, n_positions, features):
-        """The layer for vectors of all positions, side by side."""
+    def _quantizer(self, sample, n_positions):
+        """The layer for vectors of all positions side by side, whose codebooks start from some."""
         n_stages = as_count(self.n_stages, "n_stages")
         options = dict(
             gradient=self.gradient,
             update=self.update,
             decay=self.decay,
             commitment=self.commitment,
-            start_rows=1,
         )
         if n_stages > 1:
             if as_word(self.metric, "metric", METRICS) != "euclidean":
                 raise ValueError(f"metric must be 'euclidean' with n_stages > 1, got {self.metric}")
-            options["beam_width"] = self.beam_width
-            one, each, sizes = (
-                ResidualVectorQuantize,
-                ProductResidualVectorQuantize,
-                (n_stages, self.n_codewords),
-            )
+            one, each = ResidualVectorQuantize, ProductResidualVectorQuantize
+            sizes, more = (n_stages, self.n_codewords), {"beam_width": self.beam_width}
         else:
-            options["metric"] = self.metric
-            one, each, sizes = VectorQuantize, ProductVectorQuantize, (self.n_codewords,)
+            one, each = VectorQuantize, ProductVectorQuantize
+            sizes, more = (self.n_codewords,), {"metric": self.metric}
         if self.shared:
-            return AtPositions(one(features, *sizes, **options), n_positions)
-        return each(n_positions * features, n_positions, *sizes, **options)
+            vectors = sample.reshape(len(sample) * n_positions, -1)
+            return AtPositions(one.fitted(vectors, *sizes, **options, **more), n_positions)
+        return each.fitted(sample, n_positions, *sizes, **options, **more)
 
     def _finish(self, network, rows, seed):
         codes = torch.from_numpy(TrainedEstimator._by_blocks(self, network.eval().encode, rows))
