@@ -143,7 +143,7 @@ def test_the_schedule():
     np.testing.assert_allclose(shares, [0, 0, 0.8 * (1 - 0.5**3), 0.8, 0.8])
 
 
-@pytest.mark.parametrize("scope", ["layer", "model"])
+@pytest.mark.parametrize("scope", ["layer", "model", "adaptive"])
 def test_pruned_weights_stay_zero(scope, digits):
     X, y = tensors(digits)
     dense = Trainer(network(), classification_loss, max_epochs=25, batch_size=64)
@@ -162,15 +162,37 @@ def test_pruned_weights_stay_zero(scope, digits):
 def test_small_layers_keep_more():
     """The largest weights of all layers together stay, unless each layer is asked for its share."""
     kept = {}
-    for scope in (None, "layer"):
+    for scope in ("model", "layer"):
         net = network()
         with torch.no_grad():
             net[2].weight.mul_(3)  # as the few weights of a last layer are
-        pruning = GradualPruning(0.9, end=1, every=1, **({} if scope is None else {"scope": scope}))
+        pruning = GradualPruning(0.9, end=1, every=1, scope=scope)
         pruning(net)
         kept[scope] = [int(mask.sum()) for mask in pruning.masks.values()]
-    assert sum(kept[None]) == 740 and kept[None][1] > 4 * 100
+    assert sum(kept["model"]) == 740 and kept["model"][1] > 4 * 100
     assert kept["layer"] == [640, 100]
+
+
+def test_a_layers_unit_does_not_matter_adaptively():
+    """Masks by what a weight is beside those of its layer that are no smaller, all together."""
+    masks = []
+    for factor in (1, 1000):
+        torch.manual_seed(0)
+        net = network()
+        with torch.no_grad():
+            net[2].weight.mul_(factor)
+        weights = [net[0].weight, net[2].weight]
+        scores = []
+        for weight in weights:
+            squares = weight.detach().square().flatten()
+            scores.append(torch.stack([s / squares[squares >= s].sum() for s in squares]))
+        least = torch.cat(scores).sort(descending=True).values[739]
+        pruning = GradualPruning(0.9, end=1, every=1)
+        pruning(net)
+        masks.append(list(pruning.masks.values()))
+        for mask, score in zip(masks[-1], scores, strict=True):
+            assert (mask.flatten() != (score >= least * (1 - 1e-4))).sum() <= 2
+    assert all(torch.equal(a, b) for a, b in zip(*masks, strict=True))
 
 
 def test_pruning_resumes(digits, tmp_path):

