@@ -331,6 +331,31 @@ def test_a_prior_knows_what_ties_codes_together(digits):
     assert bits["autoregressive"] < bits["positions"] - 0.5 < 15.5, bits
 
 
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("n_stages", [1, 2])
+def test_stages_and_shared_codebooks(shared, n_stages, digits):
+    """Codes of a position follow each other; sums restore more; a file keeps decoder and codes."""
+    options = dict(code_features=8, hidden=(32,), image_shape=(8, 8), prior="positions")
+    options = {**QUICK, **options, "max_epochs": 4}
+    vq = VQVAE(16, n_positions=4, n_stages=n_stages, shared=shared, **options).fit(digits)
+    codes = vq.transform(digits)
+    assert codes.shape == (len(digits), 4 * n_stages) and vq.n_codes_ == 4 * n_stages
+    assert vq.code_size_ == 2 * n_stages and vq.dead_share_ < 0.1 and vq.perplexity_ > 4
+    assert vq.distortion(digits) < (0.8, 0.5)[n_stages - 1] * digits.var(0).sum()
+    assert vq.sample(3).shape == (3, 64)
+    layer = vq.network_.quantizer
+    if shared:
+        inner = layer.quantizer
+        books = [inner.codebook] if n_stages == 1 else inner.codebooks
+        last = sum(books[s].codewords[codes[:, -n_stages + s].astype(int)] for s in range(n_stages))
+        torch.testing.assert_close(layer.decode(torch.from_numpy(codes.astype(int)))[:, -8:], last)
+
+
+def test_stages_are_euclidean(digits):
+    with pytest.raises(ValueError, match="metric must be 'euclidean' with n_stages > 1"):
+        KINDS["vq"](n_stages=2, metric="cosine").fit(digits)
+
+
 def test_drawn_codes_have_the_probabilities_that_are_stated(vq):
     """Mean −log p of draws is the entropy; of the autoregressive prior, step by step."""
     if vq.prior == "positions":

@@ -50,8 +50,8 @@ def estimators(random_state, n_threads):
         "autoencoder": AutoencoderCompressor(16, max_epochs=EPOCHS["autoencoder"], **shared),
         "vae": VariationalAutoencoder(16, max_epochs=EPOCHS["vae"], **shared),
         "vqvae": VQVAE(
-            256, architecture="convolutional", hidden=(64, 64), learning_rate=2e-3,
-            max_epochs=EPOCHS["vqvae"], prior_epochs=6, batch_size=256, **shared,
+            256, architecture="convolutional", hidden=(64, 64, 64), code_features=24,
+            learning_rate=2e-3, max_epochs=EPOCHS["vqvae"], prior_epochs=10, **shared,
         ),
     }  # fmt: skip
 

@@ -471,6 +471,9 @@ class VQNetwork(nn.Module):
 class CodePrior(nn.Module):
     """p(codes) = Π p(c_i | c_1 … c_{i−1}) by a recurrent network over the positions, in order.
 
+    A code means something else at each position: so each has vectors of its own for the codes that
+    are read there, and for those that may come.
+
     Parameters
     ----------
     n_codewords, n_positions : int
@@ -479,16 +482,18 @@ class CodePrior(nn.Module):
 
     def __init__(self, n_codewords, n_positions, width=128):
         super().__init__()
-        self.codes = nn.Embedding(n_codewords + 1, width)  # the last: before the first code
-        self.places = nn.Parameter(0.1 * torch.randn(n_positions, width))
+        self.n_codewords = n_codewords
+        self.first = nn.Parameter(0.1 * torch.randn(width))  # what is read before the first code
+        self.codes = nn.Embedding((n_positions - 1) * n_codewords, width)
         self.memory = nn.GRU(width, width, batch_first=True)
-        self.head = nn.Linear(width, n_codewords)
+        self.heads = nn.Parameter(torch.randn(n_positions, n_codewords, width) / width)
+        self.biases = nn.Parameter(torch.zeros(n_positions, n_codewords))
 
     def forward(self, codes):
         """Logits (n, positions, n_codewords) of each code, given those before it."""
-        before = F.pad(codes[:, :-1], (1, 0), value=self.codes.num_embeddings - 1)
-        memory, _ = self.memory(self.codes(before) + self.places)
-        return self.head(memory)
+        before = self.codes(codes[:, :-1] + self._first_of(range(codes.shape[1] - 1)))
+        memory, _ = self.memory(torch.cat([self._start(len(codes)), before], dim=1))
+        return torch.einsum("niw,ikw->nik", memory, self.heads) + self.biases
 
     def nats(self, codes):
         """−log p of codes, (n, positions)."""
@@ -499,10 +504,17 @@ class CodePrior(nn.Module):
 
     def draw(self, n):
         """Codes (n, positions) from PyTorch's global generator, position by position."""
-        code = torch.full((n,), self.codes.num_embeddings - 1)
-        drawn, state = [], None
-        for place in self.places:
-            step, state = self.memory((self.codes(code) + place)[:, None], state)
-            code = torch.multinomial(self.head(step[:, 0]).softmax(1), 1)[:, 0]
-            drawn.append(code)
-        return torch.stack(drawn, dim=1)
+        read, drawn, state = self._start(n), [], None
+        for place, (head, bias) in enumerate(zip(self.heads, self.biases, strict=True)):
+            step, state = self.memory(read, state)
+            drawn.append(torch.multinomial((step[:, 0] @ head.T + bias).softmax(1), 1))
+            if len(drawn) < len(self.heads):
+                read = self.codes(drawn[-1] + self._first_of([place]))
+        return torch.cat(drawn, dim=1)
+
+    def _start(self, n):
+        return self.first.expand(n, 1, -1)
+
+    def _first_of(self, places):
+        """The number of the first code's vector at these positions."""
+        return torch.tensor(places) * self.n_codewords
