@@ -302,5 +302,7 @@ class VQVAE(Autoencoder):
 
 
 def _some(rows, n):
-    """At most n of the rows, at even steps, as a tensor."""
-    return as_tensor(rows[:: -(-len(rows) // n)])
+    """n of the rows, or all that there are, evenly spaced, as a tensor."""
+    if len(rows) > n:
+        rows = rows[np.linspace(0, len(rows) - 1, n).astype(np.intp)]
+    return as_tensor(rows)
