@@ -69,7 +69,7 @@ class Packed:
         return [panels, None, None]
 
     def _planned(self, weight, kernel):
-        """The form, and the groups of a picked weight: orders, and how many of each 16 values."""
+        """The form, and the groups of a picked weight: orders, and how many of each 32 values."""
         if not kernel.CAN_PAIR:
             return kernel.WHOLE, None, None
         shape = self.groups, -(-self.n // self._columns), -(-self.k // kernel.CHOICE)
@@ -90,18 +90,24 @@ class Packed:
         return kernel.PAIRED if natural else kernel.PICKED, orders, counts
 
     def _picked(self, weight, kernel, orders, counts):
-        orders = orders.copy()
-        orders.view(np.uint8)[:, :, 1:, 0] |= kernel.CHOICE  # to the next 16 values
-        there = np.arange(kernel.GROUPS) < counts[..., None]
-        spans = np.zeros((*counts.shape[:2], 2), np.int64)
-        spans[..., 1] = counts.sum(axis=-1)
-        spans.reshape(-1, 2)[1:, 0] = np.cumsum(spans[..., 1])[:-1]
-        orders = orders[there]
-        panels = _aligned(len(orders) * 4 * self._columns, np.int8)
+        """Panels; where each lies; orders, as picks (dot.h): of each 32 values one, or two."""
+        shape = counts.shape
+        numbers = np.arange(kernel.GROUPS // kernel.PICK)
+        sizes = np.clip(counts[..., None] - kernel.PICK * numbers, 0, kernel.PICK)
+        picks = np.empty((*shape, len(numbers), 1 + kernel.PICK), np.uint32)
+        last = counts[..., None] <= kernel.PICK * (numbers + 1)
+        picks[..., 0] = sizes + (kernel.CHOICE << kernel.ADVANCE) * last
+        picks[..., 1:] = orders.reshape(*shape, len(numbers), kernel.PICK)
+        there = (np.arange(1 + kernel.PICK) <= sizes[..., None]) & (sizes > 0)[..., None]
+        told = np.append(picks[there], np.zeros(2 * picks.shape[-1], np.uint32))  # is read ahead
+        groups = counts.sum(axis=-1, dtype=np.int64)
+        steps = (sizes > 0).sum(axis=(-2, -1))
+        spans = np.stack([_before(groups), _before(groups + steps), steps], axis=-1)
+        panels = _aligned(int(groups.sum()) * 4 * self._columns, np.int8)
         panels[:] = 0
         for values, part, sums in zip(weight, spans, self.sums, strict=True):
-            kernel.pack_picked(np.ascontiguousarray(values), part, orders, panels, sums)
-        return [panels, spans, orders]
+            kernel.pack_picked(np.ascontiguousarray(values), part, told, panels, sums)
+        return [panels, spans, told]
 
     def per_column(self, values, dtype):
         """Values of all columns, (groups * n,) or one for all, with room up to whole panels."""
@@ -140,6 +146,11 @@ def check_sums(weight, bias, what="bias"):
     )
     if most.max(initial=0) > np.iinfo(np.int32).max:
         raise ValueError(f"{what} and products of column {most.argmax()} could overflow 32 bits")
+
+
+def _before(sizes):
+    """Where each begins of what lies one after another."""
+    return (np.cumsum(sizes) - sizes.ravel()).reshape(sizes.shape)
 
 
 def _aligned(size, dtype):

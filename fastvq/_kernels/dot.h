@@ -16,10 +16,11 @@
  * enough to know which values stand beside each other:
  *
  *   DOT_PAIRED  all neighbours may be added: weights of few bits.
- *   DOT_PICKED  each group picks 4 of 16 values, in an order that was found for its panel, in which
- *               all neighbours may be added in all columns (pairing.h). Of models' weights 1 to 6 %
- *               of pairs are too large, so that of 16 columns hardly any group would be left as it
- *               is; but among 16 values there are many ways to make 8 pairs, and one of them goes.
+ *   DOT_PICKED  groups pick their values among 32, in an order that was found for their panel, in
+ *               which all neighbours may be added in all columns (pairing.h). Of models' weights 1
+ *               to 6 % of pairs are too large, so that of 16 columns hardly any group would be left
+ *               as it is; but among 32 values there are many ways to make 16 pairs, and one goes.
+ *               The rows of a tile are brought into that order 32 values at a time.
  *
  * Either is exact for every left operand. Zen 3, 6 x 16 tile, K = 1024, of 207 GOP/s (two
  * multiplications a cycle): 161 widened, 196 paired, 184 picked.
@@ -42,8 +43,9 @@
 /* How a weight is multiplied: as its level does, or in pairs that are known to be exact. */
 enum { DOT_WHOLE, DOT_PAIRED, DOT_PICKED };
 
-/* Values that a group of DOT_PICKED picks from. */
-enum { DOT_CHOICE = 16 };
+/* Values that groups of DOT_PICKED pick from; groups of those, at most: two pairs in each, and a
+ * value without a partner is a pair. */
+enum { DOT_CHOICE = 32, DOT_MOST_GROUPS = DOT_CHOICE / 2 };
 
 #if DOT_VNNI
 enum { DOT_ROWS = 8, DOT_VECTORS = 3 };
@@ -106,17 +108,6 @@ INLINE i32_lanes dot_spread(const uint8_t *left)
     return (i32_lanes){0} + group;
 }
 
-#if DOT_HAS_PAIRED
-/* The 4 of 16 bytes that an order names, in all lanes. */
-INLINE i32_lanes dot_pick(const uint8_t *left, i32_lanes order)
-{
-    __m256i bytes = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)left));
-    return (i32_lanes)_mm256_shuffle_epi8(bytes, (__m256i)order);
-}
-#else
-INLINE i32_lanes dot_pick(const uint8_t *left, i32_lanes order) { return order; } /* for no one */
-#endif
-
 INLINE i32_lanes dot(int form, i32_lanes sum, i32_lanes left, i32_lanes right)
 {
 #if DOT_VNNI
@@ -139,47 +130,113 @@ INLINE i32_lanes dot(int form, i32_lanes sum, i32_lanes left, i32_lanes right)
 /* Whether left operands are bytes, or else of 16 bits. */
 INLINE int dot_left_bytes(int form) { return dot_group(form) == 4; }
 
-/* A row of signed bytes as the left operand; there is room for a group's values more. */
-INLINE void dot_left_row(int form, const int8_t *row, int64_t width, uint8_t *left)
+/* Bytes of a left operand for each of its values. */
+INLINE int dot_left_size(int form) { return dot_left_bytes(form) ? 1 : 2; }
+
+/* Values that are made left operands at once. */
+enum { DOT_RUN = 16 };
+typedef int8_t i8_run __attribute__((vector_size(DOT_RUN)));
+typedef int16_t i16_run __attribute__((vector_size(2 * DOT_RUN)));
+
+/* `count` signed bytes as left operands. Nothing is read from `end` on; behind what is asked for up
+ * to DOT_RUN - 1 values are written: whoever comes next, or a weight of 0, makes them forgotten. */
+INLINE void dot_left_run(int form, const int8_t *from, int64_t count, const int8_t *end,
+                         uint8_t *left)
 {
-    if (dot_left_bytes(form)) {
-        for (int64_t f = 0; f < width; f++) left[f] = (uint8_t)(row[f] + dot_offset(form));
-        memset(left + width, 0, 3);
-    } else {
-        int16_t *wide = (int16_t *)left;
-        for (int64_t f = 0; f < width; f++) wide[f] = row[f];
-        wide[width] = 0;
+    for (int64_t f = 0; f < count; f += DOT_RUN, left += DOT_RUN * dot_left_size(form)) {
+        i8_run bytes = {0};
+        if (end - from - f >= DOT_RUN)
+            memcpy(&bytes, from + f, sizeof bytes);
+        else
+            memcpy(&bytes, from + f, (size_t)(count - f));
+        if (dot_left_bytes(form)) {
+            bytes ^= (int8_t)dot_offset(form);
+            memcpy(left, &bytes, sizeof bytes);
+        } else {
+            i16_run wide = __builtin_convertvector(bytes, i16_run);
+            memcpy(left, &wide, sizeof wide);
+        }
     }
 }
 
-/* sums (rows, DOT_COLUMNS) OUT: products of left rows, `stride` bytes apart, with the groups of a
- * panel. orders IN (groups), DOT_PICKED: in each byte the number of a value, of the 16 that the
- * group picks from; where bit 4 of the first is set, which is 16, these are the next 16. */
+/* The same value `count` times. */
+INLINE void dot_left_fill(int form, int8_t value, int64_t count, uint8_t *left)
+{
+    const i8_run same = (i8_run){0} + value;
+    for (int64_t f = 0; f < count; f += DOT_RUN)
+        dot_left_run(form, (const int8_t *)&same, DOT_RUN, (const int8_t *)(&same + 1),
+                     left + f * dot_left_size(form));
+}
+
+/* sums += products of left rows, `stride` bytes apart, with the groups of a panel. */
+INLINE void dot_groups(int form, int rows, const uint8_t *left, int64_t stride, const int8_t *panel,
+                       int64_t groups, i32_lanes (*sum)[DOT_VECTORS])
+{
+    for (int64_t group = 0; group < groups; group++, left += 4, panel += dot_step(form)) {
+        i32_lanes right[DOT_VECTORS];
+        if (rows <= DOT_FEW_ROWS) __builtin_prefetch(panel + DOT_AHEAD);
+        UNROLL for (int v = 0; v < DOT_VECTORS; v++)
+            right[v] = dot_right(form, panel + v * dot_group(form) * F32_LANES);
+        UNROLL for (int i = 0; i < rows; i++) {
+            i32_lanes spread = dot_spread(left + i * stride);
+            UNROLL for (int v = 0; v < DOT_VECTORS; v++)
+                sum[i][v] = dot(form, sum[i][v], spread, right[v]);
+        }
+    }
+}
+
+/* The groups that one shuffle picks, and how a pick begins: with how many of them there are, and by
+ * how many values the next one lies further on. Then come the numbers of their values, in bytes. */
+enum { DOT_PICK = 8, DOT_PICK_COUNT = 0xFF, DOT_PICK_ADVANCE = 8 };
+
+#if DOT_HAS_PAIRED
+/* picked OUT (rows, 4 * DOT_PICK): of each row's DOT_CHOICE values those that orders name. */
+INLINE void dot_pick(int rows, const uint8_t *left, int64_t stride, const uint32_t *orders,
+                     uint8_t *picked)
+{
+    const __m256i order = _mm256_loadu_si256((const __m256i *)orders);
+    /* A shuffle takes from 16 bytes, and 0 where bit 7 is set: so each half for itself. */
+    const __m256i low = _mm256_add_epi8(order, _mm256_set1_epi8(0x70));
+    const __m256i high = _mm256_sub_epi8(order, _mm256_set1_epi8(0x10));
+    UNROLL for (int i = 0; i < rows; i++) {
+        const __m128i *at = (const __m128i *)(left + i * stride);
+        __m256i first = _mm256_broadcastsi128_si256(_mm_loadu_si128(at));
+        __m256i second = _mm256_broadcastsi128_si256(_mm_loadu_si128(at + 1));
+        first = _mm256_or_si256(_mm256_shuffle_epi8(first, low), _mm256_shuffle_epi8(second, high));
+        _mm256_store_si256((__m256i *)(picked + i * 4 * DOT_PICK), first);
+    }
+}
+#else
+INLINE void dot_pick(int rows, const uint8_t *left, int64_t stride, const uint32_t *orders,
+                     uint8_t *picked)
+{
+    (void)rows, (void)left, (void)stride, (void)orders, (void)picked; /* for no one */
+}
+#endif
+
+/* sums (rows, DOT_COLUMNS) OUT: products of left rows, `stride` bytes apart, with a panel of so many
+ * groups; DOT_PICKED: of so many picks, orders IN. Then DOT_CHOICE values behind those of a row are
+ * read, and orders of two picks behind the last. */
 INLINE void dot_tile(int form, int rows, const uint8_t *left, int64_t stride, const int8_t *panel,
-                     const uint32_t *orders, int64_t groups, int32_t *sums)
+                     const uint32_t *orders, int64_t steps, int32_t *sums)
 {
     i32_lanes sum[DOT_ROWS][DOT_VECTORS];
     UNROLL for (int i = 0; i < rows; i++)
         UNROLL for (int v = 0; v < DOT_VECTORS; v++) sum[i][v] = (i32_lanes){0};
-    for (int64_t group = 0; group < groups; group++) {
-        i32_lanes right[DOT_VECTORS], order = {0};
-        if (rows <= DOT_FEW_ROWS) __builtin_prefetch(panel + DOT_AHEAD);
-        if (form == DOT_PICKED) {
-            const uint8_t *at = (const uint8_t *)(orders + group);
-            left += *at & DOT_CHOICE;
-            order = dot_spread(at);
+    if (form == DOT_PICKED) {
+        /* Always one pick ahead: what has just been written can be read only some cycles later. */
+        uint8_t picked[2][DOT_ROWS][4 * DOT_PICK] __attribute__((aligned(32)));
+        dot_pick(rows, left, stride, orders + 1, picked[0][0]);
+        for (int64_t step = 0; step < steps; step++) {
+            const uint32_t groups = *orders & DOT_PICK_COUNT;
+            left += *orders >> DOT_PICK_ADVANCE;
+            orders += 1 + groups;
+            dot_pick(rows, left, stride, orders + 1, picked[~step & 1][0]);
+            dot_groups(DOT_PAIRED, rows, picked[step & 1][0], sizeof **picked, panel, groups, sum);
+            panel += groups * dot_step(form);
         }
-        UNROLL for (int v = 0; v < DOT_VECTORS; v++)
-            right[v] = dot_right(form, panel + v * dot_group(form) * F32_LANES);
-        UNROLL for (int i = 0; i < rows; i++) {
-            const uint8_t *at = left + i * stride;
-            i32_lanes spread = form == DOT_PICKED ? dot_pick(at, order) : dot_spread(at);
-            UNROLL for (int v = 0; v < DOT_VECTORS; v++)
-                sum[i][v] = dot(form, sum[i][v], spread, right[v]);
-        }
-        if (form != DOT_PICKED) left += 4;
-        panel += dot_step(form);
-    }
+    } else
+        dot_groups(form, rows, left, stride, panel, steps, sum);
     UNROLL for (int i = 0; i < rows; i++)
         UNROLL for (int v = 0; v < DOT_VECTORS; v++)
             memcpy(sums + i * DOT_COLUMNS + v * F32_LANES, &sum[i][v], sizeof sum[i][v]);
@@ -208,6 +265,22 @@ INLINE i8_lanes narrow(const i32_lanes *q)
         bytes[i] = (int8_t)(value < -128 ? -128 : value > 127 ? 127 : value);
     }
     return bytes;
+#endif
+}
+
+/* The same of 16 bits, of as many vectors as a panel has. */
+INLINE void narrow_to_16(const i32_lanes *q, int16_t *out)
+{
+#if defined(__AVX2__) && !defined(__AVX512F__)
+    __m256i pairs = _mm256_packs_epi32((__m256i)q[0], (__m256i)q[1]);
+    _mm256_storeu_si256((__m256i *)out, _mm256_permute4x64_epi64(pairs, 0xD8));
+#elif defined(__SSE2__) && !defined(__AVX512F__)
+    _mm_storeu_si128((__m128i *)out, _mm_packs_epi32((__m128i)q[0], (__m128i)q[1]));
+#else
+    for (int c = 0; c < DOT_COLUMNS; c++) {
+        int32_t value = q[c / F32_LANES][c % F32_LANES];
+        out[c] = (int16_t)(value < -32768 ? -32768 : value > 32767 ? 32767 : value);
+    }
 #endif
 }
 

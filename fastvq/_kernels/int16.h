@@ -21,19 +21,15 @@ static inline int32_t nearest_step(float real)
 }
 
 /* x, multiplier, zero point and y are read and written side by side. */
-#define DEFINE_REQUANTIZE(name, X, Y)                                                           \
-    static void name(const X *x, int64_t n, int32_t x_zero_point, const float *multiplier,      \
-                     const int32_t *zero_point, int32_t low, int32_t high, Y *y)                \
-    {                                                                                           \
-        for (int64_t i = 0; i < n; i++) {                                                       \
-            int32_t q = nearest_step((float)(x[i] - x_zero_point) * multiplier[i]);             \
-            q += zero_point[i];                                                                 \
-            q = q > low ? q : low;                                                              \
-            y[i] = (Y)(q < high ? q : high);                                                    \
-        }                                                                                       \
+static void requantize_16_8(const int16_t *x, int64_t n, int32_t x_zero_point,
+                            const float *multiplier, const int32_t *zero_point, int8_t *y)
+{
+    for (int64_t i = 0; i < n; i++) {
+        int32_t q = nearest_step((float)(x[i] - x_zero_point) * multiplier[i]) + zero_point[i];
+        q = q > -128 ? q : -128;
+        y[i] = (int8_t)(q < 127 ? q : 127);
     }
-DEFINE_REQUANTIZE(requantize_32_16, int32_t, int16_t)
-DEFINE_REQUANTIZE(requantize_16_8, int16_t, int8_t)
+}
 
 /* real = scale * (q - zero_point), both ways. */
 static void quantize_16(const float *x, int64_t n, const float *scale, const int32_t *zero_point,

@@ -11,12 +11,9 @@ from libc.stdint cimport int8_t, int16_t, int32_t, int64_t
 from fastvq._kernels.call cimport Call, entry
 
 cdef extern from "int16.h" nogil:
-    void requantize_32_16(
-        const int32_t *x, int64_t n, int32_t x_zero_point, const float *multiplier,
-        const int32_t *zero_point, int32_t low, int32_t high, int16_t *y)
     void requantize_16_8(
         const int16_t *x, int64_t n, int32_t x_zero_point, const float *multiplier,
-        const int32_t *zero_point, int32_t low, int32_t high, int8_t *y)
+        const int32_t *zero_point, int8_t *y)
     void quantize_16(const float *x, int64_t n, const float *scale, const int32_t *zero_point,
                      int16_t *y)
     void dequantize_16(const int16_t *x, int64_t n, const float *scale, const int32_t *zero_point,
@@ -28,7 +25,6 @@ cdef enum:
 
 # What there is to do, the first of `size`.
 cdef enum:
-    SUMS
     NARROW
     QUANTIZE
     DEQUANTIZE
@@ -38,14 +34,9 @@ cdef void run_span(const Call *call, int64_t first, int64_t n) noexcept nogil:
     """n values from `first` on, which has the constants from 0 on."""
     cdef const float *factor = <const float *> call.operand[1]
     cdef const int32_t *zero = <const int32_t *> call.operand[2]
-    cdef int32_t x_zero = <int32_t> call.size[3]
-    cdef int32_t low = <int32_t> call.size[4], high = <int32_t> call.size[5]
-    if call.size[0] == SUMS:
-        requantize_32_16(<const int32_t *> call.operand[0] + first, n, x_zero, factor, zero, low,
-                         high, <int16_t *> call.operand[3] + first)
-    elif call.size[0] == NARROW:
-        requantize_16_8(<const int16_t *> call.operand[0] + first, n, x_zero, factor, zero, low,
-                        high, <int8_t *> call.operand[3] + first)
+    if call.size[0] == NARROW:
+        requantize_16_8(<const int16_t *> call.operand[0] + first, n, <int32_t> call.size[3],
+                        factor, zero, <int8_t *> call.operand[3] + first)
     elif call.size[0] == QUANTIZE:
         quantize_16(<const float *> call.operand[0] + first, n, factor, zero,
                     <int16_t *> call.operand[3] + first)
@@ -64,8 +55,8 @@ cdef void run_share(const Call *call, int64_t first, int64_t last) noexcept nogi
 cdef int steps(const Call *call) noexcept nogil:
     """operands: x IN, multiplier or scale IN float32 (span,), zero point IN int32 (span,), y OUT.
 
-    sizes: what (SUMS int32 to int16, NARROW int16 to int8, QUANTIZE float32 to int16, DEQUANTIZE
-    int16 to float32), values, span, x's zero point, bounds of y; the last three for the first two.
+    sizes: what (NARROW int16 to int8, QUANTIZE float32 to int16, DEQUANTIZE int16 to float32),
+    values, span, x's zero point, which the first has.
     """
     cdef int64_t n = call.size[1], span = call.size[2]
     cdef int64_t share = max(1, SHARE // span) * span, task

@@ -14,7 +14,7 @@
 #include "dot.h"
 #include "rounded.h"
 
-enum { TO_INT32, TO_INT8, TO_FLOAT };
+enum { TO_INT32, TO_INT8, TO_FLOAT, TO_INT16 };
 enum { FROM_INT8, FROM_FLOAT, FROM_PATCHES };
 
 /* ---- rows of floats to rows of bytes -------------------------------------------------------- */
@@ -104,9 +104,10 @@ typedef struct {
     int64_t stride_y, stride_x, dilation_y, dilation_x, pad_y, pad_x;
 } Window;
 
-/* The groups of a panel: the first, and how many. */
+/* Where a panel lies: the first of its groups, of its orders if it is picked, and how many groups or
+ * picks (dot.h) it has. */
 typedef struct {
-    int64_t group, count;
+    int64_t group, word, steps;
 } Span;
 
 typedef struct {
@@ -117,15 +118,15 @@ typedef struct {
     int64_t groups, out_stride;   /* elements from a row of y to the next */
     int form, offset;             /* of the weight (dot.h); what a left operand is raised by */
     const int8_t *panels;         /* (groups, panels, steps, dot_step) */
-    const Span *spans;            /* DOT_PICKED: (groups, panels), where they lie instead */
-    const uint32_t *orders;       /* of all groups of such panels */
+    const Span *spans;            /* DOT_PICKED: (groups, panels), where they lie */
+    const uint32_t *orders;       /* of all such panels; see dot_tile */
     const int32_t *column_sums;   /* (groups, columns, padded): of the weight */
     const int32_t *start;         /* the same: bias, less what zero point and offset add; NULL where
                                    * rows have zero points of their own */
     const float *multiplier;      /* the same; not TO_INT32 */
     const float *bias;            /* the same, TO_FLOAT, or NULL */
     const int8_t *table;          /* (256,), TO_INT8, or NULL: what becomes of q, at q + 128 */
-    float low, high;              /* TO_INT8: bounds of q; TO_FLOAT: of y */
+    float low, high;              /* TO_INT8, TO_INT16: bounds of q; TO_FLOAT: of y */
     int32_t zero_point;           /* of y */
     /* FROM_PATCHES: what lies outside of the picture; or, where the pictures were quantized as they
      * came, the scale and zero point (pictures,) of each, and start is NULL. */
@@ -143,7 +144,8 @@ INLINE int64_t job_panels(const Job *job) { return (job->columns + DOT_COLUMNS -
  * would share a few sets of the cache. */
 INLINE int64_t left_stride(int form, int64_t width)
 {
-    return (padded((width + DOT_CHOICE) * (dot_left_bytes(form) ? 1 : 2), 64) / 64 | 1) * 64;
+    int64_t room = width + (form == DOT_PICKED ? 2 * DOT_CHOICE : DOT_RUN);
+    return (padded(room * dot_left_size(form), 64) / 64 | 1) * 64;
 }
 
 INLINE int64_t block_bytes(int form, int64_t rows, int64_t width)
@@ -154,7 +156,7 @@ INLINE int64_t block_bytes(int form, int64_t rows, int64_t width)
 /* Where the window of an output place begins. */
 typedef struct {
     const int8_t *picture;
-    int64_t number, top, left;
+    int64_t top, left, rest; /* rest: places up to the end of its row, itself included */
     RowScale scale; /* zero point: what lies outside */
 } Place;
 
@@ -163,51 +165,84 @@ INLINE Place place_of(const Job *job, int64_t row)
     const Window *w = &job->window;
     int64_t out_x = row % w->out_width, out_y = row / w->out_width % w->out_height;
     int64_t number = row / (w->out_width * w->out_height);
-    Place place = {(const int8_t *)job->x + number * w->height * w->width * w->channels, number,
+    Place place = {(const int8_t *)job->x + number * w->height * w->width * w->channels,
                    out_y * w->stride_y - w->pad_y, out_x * w->stride_x - w->pad_x,
-                   {1.0f, job->padding}};
+                   w->out_width - out_x, {1.0f, job->padding}};
     if (job->picture_scale)
         place.scale = (RowScale){job->picture_scale[number], job->picture_zero_point[number]};
     return place;
 }
 
-/* A few bytes, without a call of memcpy where so many may be read and written as a vector has: a
- * first layer's 5 x 5 x 1 patch took four times as long with it. */
-enum { SHORT_RUN = 16 };
-INLINE void copy_run(int8_t *to, const int8_t *from, int64_t count, const int8_t *end)
+/* The place `steps` further on, which is number `row`; without divisions but at the end of a row. */
+INLINE void advance(const Job *job, Place *place, int64_t steps, int64_t row)
 {
-    if (count <= SHORT_RUN && end - from >= SHORT_RUN)
-        memcpy(to, from, SHORT_RUN);
-    else
-        memcpy(to, from, (size_t)count);
+    place->left += steps * job->window.stride_x;
+    place->rest -= steps;
+    if (place->rest == 0 && row < job->rows) *place = place_of(job, row);
 }
 
-/* The patch of output place `row`, of one group: kernel_height * kernel_width * its channels, with
- * room for SHORT_RUN more behind it. */
-INLINE void gather_patch(const Job *job, const Place *place, int64_t group, int8_t *patch)
+/* The patch of an output place, of one group, as a left operand: kernel_height * kernel_width * its
+ * channels. */
+INLINE void gather_patch(int form, const Job *job, const Place *place, int64_t group, uint8_t *left)
 {
     const Window *w = &job->window;
-    int64_t channels = w->channels / job->groups, top = place->top, left = place->left;
+    const int64_t channels = w->channels / job->groups, run = w->kernel_width * channels;
+    const int size = dot_left_size(form);
     const int8_t *picture = place->picture + group * channels;
     const int8_t *end = place->picture + w->height * w->width * w->channels;
+    const int within = w->dilation_x == 1 && job->groups == 1 && place->left >= 0 &&
+                       place->left + w->kernel_width <= w->width;
     for (int64_t ky = 0; ky < w->kernel_height; ky++) {
-        int64_t y = top + ky * w->dilation_y;
+        int64_t y = place->top + ky * w->dilation_y;
         int inside = y >= 0 && y < w->height;
-        if (inside && w->dilation_x == 1 && job->groups == 1 && left >= 0 &&
-            left + w->kernel_width <= w->width) {
-            int64_t run = w->kernel_width * channels;
-            copy_run(patch, picture + (y * w->width + left) * channels, run, end);
-            patch += run;
+        if (inside && within) {
+            dot_left_run(form, picture + (y * w->width + place->left) * channels, run, end, left);
+            left += run * size;
             continue;
         }
-        for (int64_t kx = 0; kx < w->kernel_width; kx++) {
-            int64_t x = left + kx * w->dilation_x;
+        for (int64_t kx = 0; kx < w->kernel_width; kx++, left += channels * size) {
+            int64_t x = place->left + kx * w->dilation_x;
             if (inside && x >= 0 && x < w->width)
-                copy_run(patch, picture + (y * w->width + x) * w->channels, channels, end);
+                dot_left_run(form, picture + (y * w->width + x) * w->channels, channels, end, left);
             else
-                memset(patch, place->scale.zero_point, (size_t)channels);
-            patch += channels;
+                dot_left_fill(form, (int8_t)place->scale.zero_point, channels, left);
         }
+    }
+}
+
+INLINE void fill_integers(int form, const Job *job, int64_t first, int64_t count, uint8_t *left,
+                          int64_t stride)
+{
+    const int8_t *x = (const int8_t *)job->x + first * job->stride;
+    const int8_t *end = (const int8_t *)job->x + (job->rows - 1) * job->stride + job->width;
+    for (int64_t i = 0; i < count; i++, x += job->stride, left += stride)
+        dot_left_run(form, x, job->width, end, left);
+}
+
+INLINE void fill_patches(int form, const Job *job, int64_t first, int64_t count, int64_t group,
+                         uint8_t *left, int64_t stride, RowScale *scales)
+{
+    Place place = place_of(job, first);
+    for (int64_t i = 0; i < count; i++, left += stride) {
+        scales[i] = place.scale;
+        gather_patch(form, job, &place, group, left);
+        advance(job, &place, 1, first + i + 1);
+    }
+}
+
+/* bytes: scratch (width). */
+INLINE void fill_floats(int form, const Job *job, int64_t first, int64_t count, uint8_t *left,
+                        int64_t stride, RowScale *scales, int8_t *bytes)
+{
+    const float *x = (const float *)job->x + first * job->stride;
+    for (int64_t i = 0; i < count; i++, x += job->stride, left += stride) {
+        scales[i] = row_scale(x, job->width);
+        if (dot_left_bytes(form)) {
+            quantize_row(x, job->width, scales[i], dot_offset(form), (int8_t *)left);
+            continue;
+        }
+        quantize_row(x, job->width, scales[i], 0, bytes);
+        dot_left_run(form, bytes, job->width, bytes + padded(job->width, DOT_RUN), left);
     }
 }
 
@@ -216,40 +251,48 @@ INLINE void fill_block(int form, const Job *job, int64_t first, int64_t count, i
                        uint8_t *left, RowScale *scales, int8_t *bytes)
 {
     int64_t stride = left_stride(form, job->width);
-    for (int64_t i = 0; i < count; i++, left += stride) {
-        const int8_t *row = bytes;
-        if (job->from == FROM_INT8)
-            row = (const int8_t *)job->x + (first + i) * job->stride;
-        else if (job->from == FROM_PATCHES) {
-            Place place = place_of(job, first + i);
-            scales[i] = place.scale;
-            gather_patch(job, &place, group, bytes);
-        } else {
-            const float *values = (const float *)job->x + (first + i) * job->stride;
-            scales[i] = row_scale(values, job->width);
-            if (dot_left_bytes(form)) {
-                quantize_row(values, job->width, scales[i], dot_offset(form), (int8_t *)left);
-                memset(left + job->width, 0, 3);
-                continue;
-            }
-            quantize_row(values, job->width, scales[i], 0, bytes);
-        }
-        dot_left_row(form, row, job->width, left);
-    }
+    if (job->from == FROM_INT8)
+        fill_integers(form, job, first, count, left, stride);
+    else if (job->from == FROM_PATCHES)
+        fill_patches(form, job, first, count, group, left, stride, scales);
+    else
+        fill_floats(form, job, first, count, left, stride, scales, bytes);
 }
 
 /* ---- what is made of the sums of a tile ----------------------------------------------------- */
 
-/* What becomes of the sums of a panel as int8: y OUT (rows, count), out_stride apart. What belongs
- * to a column stays in registers while the rows pass by: with few inputs this is most of the work. */
-INLINE void finish_int8(const Job *job, const int32_t *sums, int rows, int64_t at, size_t count,
-                        int8_t *y)
+/* `count` integers of a panel's columns. */
+INLINE void put_steps(int to, const i32_lanes *q, const int8_t *table, size_t count, void *y)
+{
+    if (to == TO_INT16) {
+        int16_t wide[DOT_COLUMNS];
+        narrow_to_16(q, count == DOT_COLUMNS ? y : wide);
+        if (count != DOT_COLUMNS) memcpy(y, wide, count * sizeof *wide);
+        return;
+    }
+    i8_lanes bytes = narrow(q);
+    if (table) {
+        int8_t found[LANE_BYTES];
+        memcpy(found, &bytes, sizeof found);
+        for (int j = 0; j < DOT_COLUMNS; j++) found[j] = table[found[j] + 128];
+        memcpy(&bytes, found, sizeof found);
+    }
+    if (count == DOT_COLUMNS)
+        memcpy(y, &bytes, DOT_COLUMNS);
+    else
+        memcpy(y, &bytes, count);
+}
+
+/* What becomes of the sums of a panel as int8 or int16: y OUT (rows, count), out_stride apart. What
+ * belongs to a column stays in registers while the rows pass by: with few inputs this is most of the
+ * work. */
+INLINE void finish_steps(int to, const Job *job, const int32_t *sums, int rows, int64_t at,
+                         size_t count, char *y)
 {
     const f32_lanes low = (f32_lanes){0} + (job->low - (float)job->zero_point);
     const f32_lanes high = (f32_lanes){0} + (job->high - (float)job->zero_point);
     const int32_t zero_point = job->zero_point;
-    const int8_t *table = job->table;
-    const int64_t stride = job->out_stride;
+    const int64_t stride = job->out_stride * (to == TO_INT16 ? 2 : 1);
     i32_lanes start[DOT_VECTORS];
     f32_lanes multiplier[DOT_VECTORS];
     /* Vector by vector: GCC copies arrays by 16 bytes, and what is read by 32 then waits. */
@@ -266,17 +309,7 @@ INLINE void finish_int8(const Job *job, const int32_t *sums, int rows, int64_t a
             real = f32_min(f32_max(product(real, multiplier[v]), low), high);
             q[v] = nearest(real) + zero_point;
         }
-        i8_lanes bytes = narrow(q);
-        if (table) {
-            int8_t found[LANE_BYTES];
-            memcpy(found, &bytes, sizeof found);
-            for (int j = 0; j < DOT_COLUMNS; j++) found[j] = table[found[j] + 128];
-            memcpy(&bytes, found, sizeof found);
-        }
-        if (count == DOT_COLUMNS)
-            memcpy(y, &bytes, DOT_COLUMNS);
-        else
-            memcpy(y, &bytes, count);
+        put_steps(to, q, job->table, count, y);
     }
 }
 
@@ -330,7 +363,11 @@ INLINE void finish_sums(const Job *job, const int32_t *sums, int rows, int64_t r
     int whole = n >= DOT_COLUMNS;
     size_t count = (size_t)(whole ? DOT_COLUMNS : n);
     if (job->to == TO_INT8) {
-        finish_int8(job, sums, rows, at, count, (int8_t *)job->y + place);
+        finish_steps(TO_INT8, job, sums, rows, at, count, (char *)job->y + place);
+        return;
+    }
+    if (job->to == TO_INT16) {
+        finish_steps(TO_INT16, job, sums, rows, at, count, (char *)job->y + 2 * place);
         return;
     }
     for (int i = 0; i < rows; i++, sums += DOT_COLUMNS, place += job->out_stride) {
@@ -349,10 +386,10 @@ INLINE void finish_sums(const Job *job, const int32_t *sums, int rows, int64_t r
 }
 
 #define TILE_CASE(n)                                                                            \
-    case n: dot_tile(form, n, left, stride, panel, orders, groups, sums); break;
+    case n: dot_tile(form, n, left, stride, panel, orders, steps, sums); break;
 
 INLINE void any_tile(int form, int rows, const uint8_t *left, int64_t stride, const int8_t *panel,
-                     const uint32_t *orders, int64_t groups, int32_t *sums)
+                     const uint32_t *orders, int64_t steps, int32_t *sums)
 {
     switch (rows) {
         TILE_CASE(1) TILE_CASE(2) TILE_CASE(3) TILE_CASE(4) TILE_CASE(5) TILE_CASE(6)
@@ -362,11 +399,10 @@ INLINE void any_tile(int form, int rows, const uint8_t *left, int64_t stride, co
     }
 }
 
-/* Where the groups of a panel lie. */
 INLINE Span span_of(int form, const Job *job, int64_t panel)
 {
-    int64_t steps = (job->width + dot_group(form) - 1) / dot_group(form);
-    return form == DOT_PICKED ? job->spans[panel] : (Span){panel * steps, steps};
+    int64_t groups = (job->width + dot_group(form) - 1) / dot_group(form);
+    return form == DOT_PICKED ? job->spans[panel] : (Span){panel * groups, 0, groups};
 }
 
 /* What a block of rows needs for itself, in scratch of block_bytes. */
@@ -395,8 +431,8 @@ INLINE void multiply_tile(int form, const Job *job, int rows, int64_t first, int
         Span span = span_of(form, job, group * job_panels(job) + panel);
         int32_t sums[DOT_ROWS * DOT_COLUMNS] __attribute__((aligned(64)));
         any_tile(form, rows, block->left + row * block->stride, block->stride,
-                 job->panels + span.group * dot_step(form), job->orders + span.group,
-                 span.count, sums);
+                 job->panels + span.group * dot_step(form), job->orders + span.word,
+                 span.steps, sums);
         finish_sums(job, sums, rows, first + row, group, panel, block->scales + row);
     }
 }

@@ -6,9 +6,10 @@ from libc.string cimport memset
 
 from fastvq._kernels.call cimport Call, entry
 from fastvq._kernels.jobs cimport (
-    DOT_CHOICE, DOT_COLUMNS, DOT_PAIRED, DOT_PICKED, DOT_ROWS, DOT_WHOLE, TO_FLOAT, Job,
-    RowScale, Span, Window, block_bytes, dot_group, dot_offset, dot_step, int8_fill,
-    int8_multiply, job_panels, quantize_row, row_scale,
+    DOT_CHOICE, DOT_COLUMNS, DOT_MOST_GROUPS, DOT_PAIRED, DOT_PICK, DOT_PICK_ADVANCE,
+    DOT_PICK_COUNT, DOT_PICKED, DOT_ROWS, DOT_WHOLE, TO_FLOAT, Job, RowScale, Span, Window,
+    block_bytes, dot_group, dot_offset, dot_step, int8_fill, int8_multiply, job_panels,
+    quantize_row, row_scale,
 )
 
 cdef extern from "int8_depthwise.h" nogil:
@@ -39,13 +40,14 @@ cdef extern from *:
 cdef extern from "pairing.h" nogil:
     enum:
         ALONE
-        MOST_ORDERS
     int find_orders(const int8_t *weight, int64_t step, int columns, int count, uint32_t *orders)
 
 # The forms of a weight, and whether this level has more than the first; columns of a panel, values
-# that a group picks from, and how many groups there can be of these.
+# that groups pick from, and how many groups there can be of these; the groups of a pick, and where
+# in its first word the step to the next one's values stands.
 WHOLE, PAIRED, PICKED, CAN_PAIR = DOT_WHOLE, DOT_PAIRED, DOT_PICKED, bool(HAS_PAIRED)
-COLUMNS, CHOICE, GROUPS = DOT_COLUMNS, DOT_CHOICE, MOST_ORDERS
+COLUMNS, CHOICE, GROUPS = DOT_COLUMNS, DOT_CHOICE, DOT_MOST_GROUPS
+PICK, ADVANCE = DOT_PICK, DOT_PICK_ADVANCE
 
 
 def group(int form):
@@ -103,8 +105,8 @@ def pack(int form, const int8_t[:, :] weight, int8_t[::1] panels, int32_t[::1] c
 def plan_pairs(const int8_t[:, ::1] weight, uint32_t[:, :, ::1] orders, int8_t[:, ::1] counts):
     """Groups of a picked weight.
 
-    weight IN (n, k); orders OUT (ceil(n / COLUMNS), ceil(k / CHOICE), GROUPS): as in dot.h, but
-    that none says where its values are the next; counts OUT: how many of those there are.
+    weight IN (n, k); orders OUT (ceil(n / COLUMNS), ceil(k / CHOICE), GROUPS): the numbers of their
+    values; counts OUT: how many groups there are.
     """
     cdef int64_t n = weight.shape[0], k = weight.shape[1], panel, block, j, f
     with nogil:
@@ -120,30 +122,35 @@ def pack_picked(
     const int8_t[:, ::1] weight, const int64_t[:, ::1] spans, const uint32_t[::1] orders,
     int8_t[::1] panels, int32_t[::1] column_sums,
 ):
-    """weight IN (n, k); spans IN (panels, 2), orders IN: as in struct Job; panels OUT of all
-    weights of a layer; column_sums OUT (n,)."""
+    """weight IN (n, k); spans IN (panels, 3), orders IN: as in struct Job; panels OUT of all
+    weights of a layer, 0 before; column_sums OUT (n,)."""
     cdef int64_t j
+    cdef const Span *span
     with nogil:
         for j in range(weight.shape[0]):
+            span = <const Span *> &spans[j // DOT_COLUMNS, 0]
             column_sums[j] = pack_column(
-                &weight[j, 0], &spans[j // DOT_COLUMNS, 0], &orders[0],
-                &panels[j % DOT_COLUMNS * 4])
+                &weight[j, 0], span.steps, &orders[span.word],
+                &panels[(span.group * DOT_COLUMNS + j % DOT_COLUMNS) * 4])
 
 
 cdef int32_t pack_column(
-    const int8_t *column, const int64_t *span, const uint32_t *orders, int8_t *panels
+    const int8_t *column, int64_t picks, const uint32_t *orders, int8_t *panel,
 ) noexcept nogil:
-    """The sum of the column."""
+    """The sum of the column; panel: its first group."""
     cdef const uint8_t *order
     cdef int64_t group, i
     cdef int32_t total = 0
-    for group in range(span[0], span[0] + span[1]):
-        order = <const uint8_t *> (orders + group)
-        column += order[0] & DOT_CHOICE
-        for i in range(4):
-            if not order[i] & ALONE:
-                panels[4 * DOT_COLUMNS * group + i] = column[order[i] & (DOT_CHOICE - 1)]
-                total += panels[4 * DOT_COLUMNS * group + i]
+    for _ in range(picks):
+        for group in range(orders[0] & DOT_PICK_COUNT):
+            order = <const uint8_t *> (orders + 1 + group)
+            for i in range(4):
+                if order[i] != ALONE:
+                    panel[i] = column[order[i]]
+                    total += panel[i]
+            panel += 4 * DOT_COLUMNS
+        column += orders[0] >> DOT_PICK_ADVANCE
+        orders += 1 + (orders[0] & DOT_PICK_COUNT)
     return total
 
 

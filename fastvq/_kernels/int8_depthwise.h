@@ -185,18 +185,14 @@ static void depthwise_block(const Job *job, int64_t first, int64_t count, char *
     const int8_t **tap = (const int8_t **)scratch;
     int8_t *outside = (int8_t *)(tap + padded(2 * tap_pairs(job->width), 8));
     int32_t filled = 256;
-    int64_t left_in_row = 0, pixels;
-    Place place;
-    for (int64_t row = first; row < first + count; row += pixels, left_in_row -= pixels) {
-        if (left_in_row == 0) {
-            place = place_of(job, row);
-            left_in_row = w->out_width - row % w->out_width;
-        }
+    int64_t pixels;
+    Place place = place_of(job, first);
+    for (int64_t row = first; row < first + count; row += pixels) {
         if (filled != place.scale.zero_point) {
             filled = place.scale.zero_point;
             memset(outside, filled, (size_t)outside_bytes(job->columns, w->stride_x));
         }
-        pixels = left_in_row >= PIXELS && first + count - row >= PIXELS && inside_of_width(w, &place)
+        pixels = place.rest >= PIXELS && first + count - row >= PIXELS && inside_of_width(w, &place)
                      ? PIXELS : 1;
         find_taps(job, &place, outside, tap);
         RowScale scale = {place.scale.scale, filled};
@@ -204,7 +200,7 @@ static void depthwise_block(const Job *job, int64_t first, int64_t count, char *
             depthwise_places(PIXELS, job, row, tap, scale);
         else
             depthwise_places(1, job, row, tap, scale);
-        place.left += pixels * w->stride_x;
+        advance(job, &place, pixels, row + pixels);
     }
 }
 

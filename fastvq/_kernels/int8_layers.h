@@ -37,6 +37,13 @@ INLINE void quantize_run(const f32_lanes *x, const f32_lanes *scale, const i32_l
     memcpy(q, &bytes, sizeof bytes);
 }
 
+/* Vector by vector: GCC copies arrays by 16 bytes, and what is read by 32 then waits. */
+INLINE void load_run(const void *from, void *run)
+{
+    UNROLL for (int v = 0; v < 4; v++)
+        memcpy((char *)run + v * LANE_BYTES, (const char *)from + v * LANE_BYTES, LANE_BYTES);
+}
+
 static void quantize_values(const float *x, int64_t n, float scale, int32_t zero_point, int8_t *q)
 {
     f32_lanes values[4], scales[4];
@@ -46,7 +53,7 @@ static void quantize_values(const float *x, int64_t n, float scale, int32_t zero
         zeros[v] = (i32_lanes){0} + zero_point;
     }
     for (; n >= RUN; n -= RUN, x += RUN, q += RUN) {
-        memcpy(values, x, sizeof values);
+        load_run(x, values);
         quantize_run(values, scales, zeros, q);
     }
     int8_t rest[RUN];
@@ -59,19 +66,23 @@ static void quantize_values(const float *x, int64_t n, float scale, int32_t zero
 static void quantize_channels(const float *x, int64_t n, const float *scale,
                               const int32_t *zero_point, int8_t *q)
 {
-    f32_lanes values[4] = {{0}}, scales[4];
-    i32_lanes zeros[4] = {{0}};
-    for (int v = 0; v < 4; v++) scales[v] = (f32_lanes){0} + 1.0f;
-    while (n > 0) {
-        int8_t some[RUN];
-        size_t count = n < RUN ? (size_t)n : RUN;
-        memcpy(values, x, 4 * count);
-        memcpy(scales, scale, 4 * count);
-        memcpy(zeros, zero_point, 4 * count);
-        quantize_run(values, scales, zeros, some);
-        memcpy(q, some, count);
-        n -= RUN, x += RUN, scale += RUN, zero_point += RUN, q += RUN;
+    f32_lanes values[4], scales[4];
+    i32_lanes zeros[4];
+    for (; n >= RUN; n -= RUN, x += RUN, scale += RUN, zero_point += RUN, q += RUN) {
+        load_run(x, values);
+        load_run(scale, scales);
+        load_run(zero_point, zeros);
+        quantize_run(values, scales, zeros, q);
     }
+    int8_t rest[RUN];
+    memset(values, 0, sizeof values);
+    memset(zeros, 0, sizeof zeros);
+    for (int v = 0; v < 4; v++) scales[v] = (f32_lanes){0} + 1.0f;
+    memcpy(values, x, (size_t)n * sizeof *x);
+    memcpy(scales, scale, (size_t)n * sizeof *scale);
+    memcpy(zeros, zero_point, (size_t)n * sizeof *zero_point);
+    quantize_run(values, scales, zeros, rest);
+    memcpy(q, rest, (size_t)n);
 }
 
 static void dequantize_values(const int8_t *x, int64_t n, float scale, int32_t zero_point, float *y)

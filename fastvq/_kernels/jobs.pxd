@@ -8,6 +8,10 @@ cdef extern from "int8.h" nogil:
         DOT_PAIRED
         DOT_PICKED
         DOT_CHOICE
+        DOT_MOST_GROUPS
+        DOT_PICK
+        DOT_PICK_ADVANCE
+        DOT_PICK_COUNT
         DOT_ROWS
         DOT_COLUMNS
         FROM_FLOAT
@@ -19,7 +23,7 @@ cdef extern from "int8.h" nogil:
         float scale
         int32_t zero_point
     ctypedef struct Span:
-        int64_t group, count
+        int64_t group, word, steps
     ctypedef struct Window:
         int64_t height, width, channels, out_height, out_width, kernel_height, kernel_width
         int64_t stride_y, stride_x, dilation_y, dilation_x, pad_y, pad_x

@@ -1,6 +1,6 @@
 /* Orders in which neighbours of a weight may be added in 16 bits after a multiplication by 255.
  *
- * For each panel and each 16 of its values: which two of them may stand beside each other in all
+ * For each panel and each 32 of its values: which two of them may stand beside each other in all
  * columns, and as many pairs of those as are found, those with the fewest chances first. A value
  * that finds no partner is alone in its pair, which costs half of a group.
  */
@@ -9,14 +9,11 @@
 
 #include "dot.h"
 
-enum {
-    ALONE = 0x80,                 /* in an order: no value; the byte that is picked is 0 */
-    MOST_ORDERS = DOT_CHOICE / 2, /* groups for 16 values, at most: two pairs in each */
-};
+enum { ALONE = 0x80 }; /* in an order: no value; whatever is picked meets a weight of 0 */
 
 /* may OUT: bit j of may[i] is set where values i and j may stand beside each other. values IN
  * (count, DOT_COLUMNS). */
-INLINE void find_partners(int16_t (*values)[DOT_COLUMNS], int count, uint16_t *may)
+INLINE void find_partners(int16_t (*values)[DOT_COLUMNS], int count, uint32_t *may)
 {
     for (int i = 0; i < count; i++) may[i] = 0;
     for (int i = 0; i < count; i++)
@@ -28,13 +25,13 @@ INLINE void find_partners(int16_t (*values)[DOT_COLUMNS], int count, uint16_t *m
                 largest = size > largest ? size : largest;
             }
             if (largest > 128) continue;
-            may[i] = (uint16_t)(may[i] | 1 << j);
-            may[j] = (uint16_t)(may[j] | 1 << i);
+            may[i] |= 1u << j;
+            may[j] |= 1u << i;
         }
 }
 
 /* The value among `some` that has the fewest partners among `free`. */
-INLINE int loneliest(const uint16_t *may, unsigned some, unsigned free)
+INLINE int loneliest(const uint32_t *may, uint32_t some, uint32_t free)
 {
     int found = -1, fewest = DOT_CHOICE + 1;
     for (int i = 0; i < DOT_CHOICE; i++) {
@@ -45,14 +42,14 @@ INLINE int loneliest(const uint16_t *may, unsigned some, unsigned free)
 }
 
 /* order OUT (2 * DOT_CHOICE): the values, two by two; how many pairs. */
-INLINE int pair_up(const uint16_t *may, int count, uint8_t *order)
+INLINE int pair_up(const uint32_t *may, int count, uint8_t *order)
 {
-    unsigned free = (1u << count) - 1;
+    uint32_t free = (uint32_t)((UINT64_C(1) << count) - 1);
     int pairs = 0, natural = 1;
-    for (int i = 0; i + 1 < count; i += 2) natural &= may[i] >> (i + 1) & 1;
+    for (int i = 0; i + 1 < count; i += 2) natural &= (int)(may[i] >> (i + 1) & 1);
     while (free) {
         int first = natural ? __builtin_ctz(free) : loneliest(may, free, free), second = ALONE;
-        unsigned partners = may[first] & free;
+        uint32_t partners = may[first] & free;
         free &= ~(1u << first);
         if (partners) {
             second = natural ? first + 1 : loneliest(may, partners, free);
@@ -65,12 +62,12 @@ INLINE int pair_up(const uint16_t *may, int count, uint8_t *order)
     return pairs;
 }
 
-/* orders OUT (MOST_ORDERS): the groups of `count` values of some columns, the last of which may be
- * half empty; how many. weight IN: columns `step` apart. */
+/* orders OUT (DOT_MOST_GROUPS): the groups of `count` values of some columns, the last of which may
+ * be half empty; how many. weight IN: columns `step` apart. */
 static int find_orders(const int8_t *weight, int64_t step, int columns, int count, uint32_t *orders)
 {
     int16_t values[DOT_CHOICE][DOT_COLUMNS] = {{0}};
-    uint16_t may[DOT_CHOICE] = {0};
+    uint32_t may[DOT_CHOICE] = {0};
     uint8_t order[2 * DOT_CHOICE + 2];
     for (int c = 0; c < columns; c++)
         for (int i = 0; i < count; i++) values[i][c] = weight[c * step + i];

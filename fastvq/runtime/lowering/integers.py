@@ -12,12 +12,11 @@ from fastvq.runtime.registry import KernelCall, lowering, module, workers
 
 # As in _kernels/int8.h.
 _FROM_INT8, _FROM_FLOAT, _FROM_PATCHES = range(3)
-_TO = {"int32": 0, "int8": 1, "float32": 2}
+_TO = {"int32": 0, "int8": 1, "float32": 2, "int16": 3}
 # Multiply-adds, or values of pointwise work, that a second thread must bring (waking one: 5 us).
 _THREAD_PRODUCTS, _THREAD_VALUES = 1 << 20, 1 << 16
 # As in _kernels/int16.pyx: what becomes what, and values that constants are repeated for.
-_WIDE = {("int32", "int16"): 0, ("int16", "int8"): 1, ("float32", "int16"): 2,
-         ("int16", "float32"): 3}  # fmt: skip
+_WIDE = {("int16", "int8"): 0, ("float32", "int16"): 1, ("int16", "float32"): 2}
 _SPAN = 512
 
 
@@ -85,8 +84,8 @@ class _Depthwise:
         ]
 
 
-def _bounds(attributes):
-    """Bounds of what a layer gives: steps, or values where an activation cuts them off."""
+def _bounds(attributes, dtype=np.int8):
+    """Bounds of what a layer gives: steps of dtype, or values where an activation cuts them off."""
     activation = attributes.get("activation", "identity")
     if activation == "relu":
         return [0.0, math.inf]
@@ -94,7 +93,13 @@ def _bounds(attributes):
         return [attributes.get("alpha", 0.0), attributes.get("beta", 0.0)]
     if "activation" in attributes or attributes.get("dtype") == "float32":
         return [-math.inf, math.inf]
-    return [max(attributes.get("low", -128), -128), min(attributes.get("high", 127), 127)]
+    return _step_bounds(attributes, dtype)
+
+
+def _step_bounds(attributes, dtype):
+    limits = np.iinfo(dtype)
+    low, high = attributes.get("low", limits.min), attributes.get("high", limits.max)
+    return [max(low, limits.min), min(high, limits.max)]
 
 
 def _layer_of(plan, node, inputs, dynamic, groups=1, depthwise=False):
@@ -122,8 +127,7 @@ def dense(node, inputs, outputs, plan):
     if layer is None:
         return None
     n, k = weight.shape
-    y, calls = _sums_first(node, inputs[2], outputs[0], plan)
-    return [_rows_call(node, x, y, layer, plan, [x.size // k, k, n], dynamic), *calls]
+    return [_rows_call(node, x, outputs[0], layer, plan, [x.size // k, k, n], dynamic)]
 
 
 def _rows_call(node, x, y, layer, plan, sizes, dynamic=False):
@@ -149,33 +153,21 @@ def _rows_call(node, x, y, layer, plan, sizes, dynamic=False):
             ),
             layer.form,
         ],
-        _bounds_of(node),
+        _bounds_of(node, y),
         threads,
     )
 
 
-def _bounds_of(node):
-    dynamic = node.operator.startswith("Dynamic")
-    return _bounds({"activation": "identity", **node.attributes} if dynamic else node.attributes)
+def _bounds_of(node, y):
+    if node.operator.startswith("Dynamic"):
+        return _bounds({"activation": "identity", **node.attributes})
+    return _bounds(node.attributes, y.dtype if y.dtype.kind == "i" else np.int8)
 
 
-def _sums_first(node, multiplier, y, plan):
-    """Where a layer writes, and the calls that make y of that: of int16 its sums come first."""
-    if y.dtype != np.int16:
-        return y, []
-    sums = plan.scratch(4 * y.size)
-    sums.shape, sums.dtype = y.shape, np.dtype(np.int32)
-    attributes = node.attributes
-    zero_point = np.int32(attributes.get("y_zero_point", 0))
-    low, high = attributes.get("low", -32768), attributes.get("high", 32767)
-    return sums, [_wide_steps(plan, sums, multiplier.value, zero_point, y, 0, low, high)]
-
-
-def _wide_steps(plan, x, factor, zero_point, y, x_zero_point=0, low=-32768, high=32767):
+def _wide_steps(plan, x, factor, zero_point, y, x_zero_point=0):
     """A call of int16.steps: factor and zero point are one for all, or one for each channel."""
     channels = max(np.size(factor), np.size(zero_point))
     span = channels * max(1, _SPAN // channels)
-    limits = np.iinfo(y.dtype if y.dtype.kind == "i" else np.int8)
     return KernelCall(
         "int16.steps",
         [
@@ -184,10 +176,7 @@ def _wide_steps(plan, x, factor, zero_point, y, x_zero_point=0, low=-32768, high
             np.resize(np.broadcast_to(np.ravel(zero_point), channels), span).astype(np.int32),
             y,
         ],
-        [
-            *(_WIDE[x.dtype.name, y.dtype.name], y.size, span, x_zero_point),
-            *(max(low, limits.min), min(high, limits.max)),
-        ],
+        [_WIDE[x.dtype.name, y.dtype.name], y.size, span, x_zero_point],
         threads=workers(plan, y.size, _THREAD_VALUES),
     )
 
@@ -206,12 +195,11 @@ def convolution(node, inputs, outputs, plan):
         return None
     places, columns = y.size // weight.shape[0], weight.shape[0] // groups
     width = math.prod(weight.shape[1:])
-    y, rest = _sums_first(node, inputs[2], y, plan)
     calls, pictures = [], [None, None]
     if dynamic:
         x, calls, pictures = _quantized(x, plan)
     if not depthwise and not dynamic and _is_dense(x, weight, attributes, groups):
-        return [_rows_call(node, x, y, layer, plan, [places, width, columns]), *rest]
+        return [_rows_call(node, x, y, layer, plan, [places, width, columns])]
     threads = workers(plan, y.size * width, _THREAD_PRODUCTS)
     kernel = module("int8")
     if depthwise:
@@ -232,11 +220,11 @@ def convolution(node, inputs, outputs, plan):
                 layer.form,
                 *_window_sizes(x.shape, y.shape, weight.shape[1:-1], attributes),
             ],
-            _bounds_of(node),
+            _bounds_of(node, y),
             threads,
         )
     )
-    return [*calls, *rest]
+    return calls
 
 
 def _is_dense(x, weight, attributes, groups):
@@ -369,11 +357,8 @@ def add(node, inputs, outputs, plan):
     ]
     # Which comes first makes no difference, and the kernel takes a wide one first.
     (a, ma, za), (b, mb, zb) = sorted(operands, key=lambda operand: -operand[0].dtype.itemsize)
-    y, limits = outputs[0], np.iinfo(outputs[0].dtype)
-    bounds = [
-        max(node.attributes.get("low", limits.min), limits.min),
-        min(node.attributes.get("high", limits.max), limits.max),
-    ]
+    y = outputs[0]
+    bounds = _step_bounds(node.attributes, y.dtype)
     sizes = [y.size, ma, mb, node.attributes["shift"], za, zb]
     sizes += [node.attributes.get("y_zero_point", 0), *bounds]
     sizes += [int(t.dtype == np.int16) for t in (a, b, y)]
