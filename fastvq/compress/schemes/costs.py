@@ -50,12 +50,16 @@ def gain(kind: str, shape: tuple[int, int, int], way: str, level: str | None = N
 
 
 def _nearest(kind, shape, level=None):
-    """The microseconds of each way, of the measured shape that is nearest by its logarithms."""
+    """The microseconds of each way, by the measured shape that is nearest by its logarithms.
+
+    Scaled by what there is to multiply: a picture has more places than any shape was measured with.
+    """
     level = _kernels.active_level() if level is None else level
     table = cost_table.MICROSECONDS.get(level, cost_table.MICROSECONDS[_LEVEL])[kind]
     place = np.log(np.maximum(shape, 1))
     nearest = min(table, key=lambda known: ((np.log(known) - place) ** 2).sum())
-    return dict(zip(_WAYS, table[nearest], strict=True))
+    scale = math.prod(shape) / math.prod(nearest)
+    return {way: scale * time for way, time in zip(_WAYS, table[nearest], strict=True)}
 
 
 def gain_of(node, forms, way: str) -> float | None:
