@@ -14,7 +14,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from bench import data, report, sessions, timing
+from bench import bench_runtime, data, report, sessions, timing
 from bench.options import Options
 
 #: ratio to the fastest peer: of each case, and the geometric mean
@@ -178,19 +178,24 @@ def measure(options: Options) -> dict:
 
 
 def _measure_one(label, job, case, n_threads, options):
+    calls = bench_runtime.repeated(contestants(job, case, n_threads, options))
     taken = timing.take_turns(
-        contestants(job, case, n_threads, options),
+        {name: loop for name, (loop, _) in calls.items()},
         **timing.as_told(options, n_threads, repeats=20, budget=1 / 8),
     )
     new = [
         report.record(
-            label, n_threads, name, one, operations=case.operations,
+            label, n_threads, name, _of_a_call(one, calls[name][1]), operations=case.operations,
             error=_error(one.answer, case, job, case.any_weight if "any" in name else case.weight),
         )
         for name, one in taken.items()
     ]  # fmt: skip
     report.progress(new)
     return new
+
+
+def _of_a_call(loops, calls):
+    return timing.Timing([seconds / calls for seconds in loops.seconds], loops.answer)
 
 
 def _error(answer, case, job, weight):

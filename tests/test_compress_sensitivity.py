@@ -165,7 +165,8 @@ def test_pictures_have_more_places_than_were_measured():
 
 @pytest.mark.skipif(not _kernels.levels_runnable(), reason="measures compiled kernels")
 def test_the_table_can_be_measured(monkeypatch):
-    monkeypatch.setattr(costs, "_SHAPES", {"dense": [(4, 16, 16)], "depthwise": [(49, 9, 32)]})
+    some = {"dense": [(4, 16, 16)], "patches": [(49, 25, 16)], "depthwise": [(49, 9, 32)]}
+    monkeypatch.setattr(costs, "_SHAPES", some)
     for shapes in costs.measured(0.0).values():
         for times in shapes.values():
             assert len(times) == 3 and min(times) > 0

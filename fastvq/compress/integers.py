@@ -28,7 +28,7 @@ __all__ = ["Fitting", "mask_of"]
 _SMALL = 1024  # weights that are not worth storing as integers for their size alone
 # How many times as quick as floats a layer is in integers at least, or it is multiplied in floats:
 # where int8 flows, that takes conversions on both sides.
-_LEAST_GAIN = {"dynamic": 0.8, "static": 0.5}
+_LEAST_GAIN = {"dynamic": 0.9, "static": 0.6}
 _GROSS = 12.0  # dB: a layer whose own integers are noisier than this is not made of integers
 _HARM = 0.5  # of the mean harm of layers: what does more is tried in steps of rows
 _ROUNDS = 2  # of that: then others do much

@@ -24,9 +24,11 @@ from fastvq.runtime.plan import Plan
 __all__ = ["gain", "gain_of", "measured", "shape_of"]
 
 _LEVEL = "x86_64_v3"  # for those that nobody has measured, and where there are no kernels
-# (rows, inputs, outputs) of dense layers, and (places, taps, channels) of filters of channels.
+# (rows, inputs, outputs) of dense layers; of convolutions (places, values of a window, outputs),
+# their windows as in `_window`; and (places, taps, channels) of filters of channels.
 _SHAPES = {
     "dense": [(m, k, n) for m in (1, 32, 1024) for k in (16, 64, 256, 1024) for n in (16, 256)],
+    "patches": [(m, k, n) for m in (49, 784) for k in (25, 27, 144, 576) for n in (16, 64)],
     "depthwise": [(m, 9, c) for m in (49, 784, 12544) for c in (32, 384) if m * c < 1 << 20],
 }
 _TELLS = 100.0  # microseconds
@@ -38,7 +40,7 @@ def gain(kind: str, shape: tuple[int, int, int], way: str, level: str | None = N
 
     Parameters
     ----------
-    kind : {"dense", "depthwise"}
+    kind : {"dense", "patches", "depthwise"}
     shape : (int, int, int)
         Rows, inputs and outputs of a product; output places, taps and channels.
     way : {"dynamic", "static"}
@@ -85,7 +87,8 @@ def shape_of(node, forms) -> tuple[str, tuple[int, int, int]] | None:
     rows, width = math.prod(y.shape[:-1]), math.prod(weight.shape[1:])
     if groups == weight.shape[0] and weight.shape[-1] == 1:
         return "depthwise", (rows, width, groups)
-    return "dense", (rows * groups, width, weight.shape[0] // groups)
+    kind = "dense" if math.prod(weight.shape[1:-1]) == 1 else "patches"
+    return kind, (rows * groups, width, weight.shape[0] // groups)
 
 
 # ---- measuring ----------------------------------------------------------------------------------
@@ -108,9 +111,11 @@ def _layer(kind, shape, way):
     if kind == "dense":
         operator, x_shape, shape, attributes = "Dense", (rows, k), (n, k), {}
     else:
-        side = math.isqrt(rows)
-        operator, x_shape, shape = "Conv", (1, side, side, n), (n, 3, 3, 1)
-        attributes = {"groups": n, "pads": (1, 1, 1, 1)}
+        side, window, channels = math.isqrt(rows), *_window(k)
+        groups = n if kind == "depthwise" else 1
+        operator, x_shape = "Conv", (1, side, side, channels * groups)
+        shape = n, window, window, channels
+        attributes = {"groups": groups, "pads": (window // 2,) * 4}
     weight = rng.normal(size=shape) / 3
     x, small = rng.normal(size=x_shape).astype(np.float32), np.clip(weight * 127, -127, 127)
     steps = Raw(np.full(n, 1e-3, np.float32))
@@ -126,6 +131,11 @@ def _layer(kind, shape, way):
     graph = Graph([node], [Value("x", x.dtype.name, x.shape)], [Value("y", "float32", ())],
                   constants)  # fmt: skip
     return Plan(graph, {"x": x.shape}, {}, 1), x
+
+
+def _window(values):
+    """Side and channels of a window of so many values: 3 x 3, or 5 x 5 x 1."""
+    return (3, values // 9) if values % 9 == 0 else (5, values // 25)
 
 
 def _time(job, seconds):

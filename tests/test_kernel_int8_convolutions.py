@@ -7,7 +7,7 @@ import itertools
 
 import numpy as np
 import pytest
-from nodes import compiled, defined, level  # noqa: F401
+from nodes import compiled, defined, level  # noqa: F401 (a fixture)
 from oracles import THREADS
 
 #: of pictures: narrower than a window, as wide, and wider than places that share their weights
@@ -65,7 +65,7 @@ def test_a_filter_for_each_channel(level, channels):  # noqa: F811
             check_layer(rng, x, weight, channels, **window)
 
 
-@pytest.mark.parametrize(("channels", "groups"), [(1, 1), (3, 1), (16, 1), (17, 1), (6, 2), (34, 2)])
+@pytest.mark.parametrize(("channels", "groups"), [(1, 1), (3, 1), (17, 1), (6, 2), (34, 2)])
 def test_patches(level, channels, groups):  # noqa: F811
     """Runs of a few bytes and of many, up to the last byte of a picture."""
     rng = np.random.default_rng(channels)
