@@ -261,12 +261,13 @@ INLINE void fill_block(int form, const Job *job, int64_t first, int64_t count, i
 
 /* ---- what is made of the sums of a tile ----------------------------------------------------- */
 
-/* Part of what a panel's columns become, in a few pieces and without a call. */
-INLINE void copy_part(void *to, const void *from, size_t count)
+/* `count` values of `size` bytes, part of what a panel's columns become: in a few pieces, without a
+ * call. */
+INLINE void copy_part(size_t size, void *to, const void *from, size_t count)
 {
     size_t at = 0;
     UNROLL for (size_t piece = 128; piece > 0; piece /= 2)
-        if (piece < 4 * DOT_COLUMNS && (count & piece)) {
+        if (piece < size * DOT_COLUMNS && (size * count & piece)) {
             memcpy((char *)to + at, (const char *)from + at, piece);
             at += piece;
         }
@@ -278,7 +279,7 @@ INLINE void put_steps(int to, const i32_lanes *q, const int8_t *table, size_t co
     if (to == TO_INT16) {
         int16_t wide[DOT_COLUMNS];
         narrow_to_16(q, count == DOT_COLUMNS ? y : wide);
-        if (count != DOT_COLUMNS) copy_part(y, wide, count * sizeof *wide);
+        if (count != DOT_COLUMNS) copy_part(2, y, wide, count);
         return;
     }
     i8_lanes bytes = narrow(q);
@@ -291,7 +292,7 @@ INLINE void put_steps(int to, const i32_lanes *q, const int8_t *table, size_t co
     if (count == DOT_COLUMNS)
         memcpy(y, &bytes, DOT_COLUMNS);
     else
-        copy_part(y, &bytes, count);
+        copy_part(1, y, &bytes, count);
 }
 
 /* What becomes of the sums of a panel as int8 or int16: y OUT (rows, count), out_stride apart. What
@@ -388,11 +389,11 @@ INLINE void finish_sums(const Job *job, const int32_t *sums, int rows, int64_t r
             float *y = (float *)job->y + place;
             const RowScale *scale = job->start ? NULL : scales + i;
             finish_float(job, sums, at, scale, whole ? y : (float *)room);
-            if (!whole) copy_part(y, room, 4 * count);
+            if (!whole) copy_part(4, y, room, count);
         } else {
             int32_t *y = (int32_t *)job->y + place;
             finish_int32(job, sums, at, whole ? y : room);
-            if (!whole) copy_part(y, room, 4 * count);
+            if (!whole) copy_part(4, y, room, count);
         }
     }
 }
