@@ -202,10 +202,7 @@ def _product(
     good = y.shape == (m, n) and y.dtype == _DTYPES[dtype]
     if not (good and y.flags.c_contiguous and y.flags.writeable):
         raise ValueError(f"out must be contiguous {dtype} of shape {(m, n)}")
-    columns = [
-        None if values is None else packed.per_column(np.asarray(values, np.float32), np.float32)
-        for values in (multiplier, bias)
-    ]
+    multiplier, bias = _per_column(packed, multiplier), _per_column(packed, bias)
     threads = thread_count(n_threads, m * n * k // 4)
     step = max(64, CALL_WORK // (n * k))
     kernel = load("int8")
@@ -214,7 +211,8 @@ def _product(
     for first in range(0, m, step):
         rows, part = (X, y) if m <= step else (X[first : first + step], y[first:])
         operands = (
-            rows, *packed.operands, packed.column_sums, start, *columns, table, part, scratch
+            rows, *packed.operands, packed.column_sums, start, multiplier, bias, table, part,
+            scratch,
         )  # fmt: skip
         stride = X.strides[0] // X.itemsize
         sizes = (
@@ -234,12 +232,19 @@ def _product(
     return y
 
 
+def _per_column(packed, values):
+    if values is None:
+        return None
+    return packed.per_column(np.asarray(values, np.float32), np.float32)
+
+
 def _rows(X, weight, dtype):
     X = np.asarray(X)
-    k = "k" if weight is None else weight.shape[1]
-    if X.dtype != dtype or X.ndim != 2 or X.shape[1] not in (k, X.shape[1] if k == "k" else k):
+    if X.dtype != dtype or X.ndim != 2 or (weight and X.shape[1] != weight.shape[1]):
+        k = weight.shape[1] if weight else "k"
         raise ValueError(f"X must be {dtype} of shape (m, {k}), got {X.shape} of {X.dtype}")
-    if (X.shape[1] > 1 and X.strides[1] != X.itemsize) or X.strides[0] % X.itemsize:
+    row, value = X.strides
+    if (value != X.itemsize and X.shape[1] > 1) or row % X.itemsize:
         return np.ascontiguousarray(X)
     return X
 
@@ -253,6 +258,7 @@ def _check_result(dtype, multiplier, table, zero_point, out_zero_point):
         raise ValueError("multiplier must be finite")
     if table is not None and (dtype != "int8" or table.shape != (256,) or table.dtype != np.int8):
         raise ValueError("table must be int8 of shape (256,), for a result of int8")
-    for name, point in (("zero_point", zero_point), ("out_zero_point", out_zero_point)):
-        if not -128 <= point <= 127:
-            raise ValueError(f"{name} must lie between -128 and 127, got {point}")
+    if not -128 <= zero_point <= 127:
+        raise ValueError(f"zero_point must lie between -128 and 127, got {zero_point}")
+    if not -128 <= out_zero_point <= 127:
+        raise ValueError(f"out_zero_point must lie between -128 and 127, got {out_zero_point}")
