@@ -47,7 +47,8 @@ class Fitting:
     ----------
     scheme : dict of a layer's first output to "int8", "int8 weights" or "float32"
     ranges : dict of value name to Statistics
-    harm : dict of a layer's first output to the noise that it alone makes of outputs, as a share
+    harm : dict of a layer's first output to the noise that it alone makes of outputs, as a share;
+        empty where that was not asked of each, as all together make little
     """
 
     def __init__(self, settings, graph, arrays, mask=None):
@@ -107,11 +108,12 @@ class Fitting:
         self._calibrate()
         if self._settings.activations == "static":
             self._apart = self._coarse_tables()
-        self._find_harm()
-        if self._settings.activations == "static":
+            self.harm = self._harm_of(self._integer(), False)
             self._relieve()
         self._measure()
         self._even_out()
+        if not self.harm and self._harm_of_all() > 10 ** (-_GROSS / 10):
+            self.harm = self._harm_of(self._integer(), False)
         for key, noise in self._noise.items():
             noise = min(noise, _decibels(self.harm.get(key, 0.0)))
             if noise < _GROSS and self.scheme[key] == "int8":
@@ -143,6 +145,7 @@ class Fitting:
         if lost(small) <= most:
             return small
         chosen, reasons = dict(self.scheme), dict(self._reasons)
+        self.harm = self.harm or self._harm_of(self._integer(), False)
         worst = sorted(
             (k for k, s in chosen.items() if s != "float32"), key=lambda k: -self.harm.get(k, 0.0)
         )
@@ -213,19 +216,26 @@ class Fitting:
                 found.add(node.outputs[0])
         return found
 
-    def _find_harm(self):
-        """What each layer alone in integers does to the outputs."""
-        chosen = [key for key, scheme in self.scheme.items() if scheme == "int8"]
-        self.harm = self._harm_of(chosen, False)
+    def _integer(self):
+        """The layers that are integer, as things stand."""
+        return [key for key, scheme in self.scheme.items() if scheme == "int8"]
 
     def _harm_of(self, keys, by_row):
-        def made(key):
-            return lambda: self._written(self.graph, {key}, (), {key} if by_row else ()).graph
+        """What each of these layers, alone in integers, does to the outputs."""
+        return self._damages({key: {key} for key in keys}, by_row)
 
-        if not keys:
-            return {}
-        ways = {key: made(key) for key in keys}
-        return sensitivity.damages(self.graph, self._arrays, ways, self._threads)
+    def _harm_of_all(self):
+        """What they do together: where that is little, none does much, and one run tells it."""
+        chosen = {*self._integer()}
+        ways = {"all": chosen} if chosen else {}
+        return max(self._damages(ways, False).values(), default=0.0)
+
+    def _damages(self, chosen, by_row):
+        def made(keys):
+            return lambda: self._written(self.graph, keys, (), keys if by_row else ()).graph
+
+        ways = {key: made(keys) for key, keys in chosen.items()}
+        return sensitivity.damages(self.graph, self._arrays, ways, self._threads) if ways else {}
 
     def _relieve(self):
         """Let static layers that do much of all harm find their steps as they run, where that does
@@ -277,7 +287,7 @@ class Fitting:
             del self._sample
             self._calibrate()
             self._measure()
-            for by_row in (False, True):
+            for by_row in (False, True) if self.harm else ():
                 keys = [key for key in self._features if (key in self._by_row) == by_row]
                 self.harm |= self._harm_of(keys, by_row)
 
@@ -302,7 +312,7 @@ class Fitting:
 
     def model(self, metadata) -> CompressedModel:
         """The model as decided."""
-        integer = {key for key, scheme in self.scheme.items() if scheme == "int8"}
+        integer = {*self._integer()}
         written = self._written(self.graph, integer, self._alone(), self._by_row)
         layers = {
             key: [layer["scheme"], layer["reason"], plain(layer["SQNR dB"])]

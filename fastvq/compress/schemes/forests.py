@@ -9,6 +9,7 @@ on the examples than it may.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 
@@ -109,7 +110,10 @@ class _Judge:
         self._graph, self._most = graph, _MOST_CHANGED if most is None else most
         step = -(-max(len(a) if a.ndim else 1 for a in arrays) // _MOST_EXAMPLES)
         self._arrays = [a[::step] if a.ndim else a for a in arrays]
-        self._answers = self._answers_of({})
+
+    @cached_property
+    def _answers(self):
+        return self._answers_of({})
 
     def bears(self, constants):
         """Whether the answers are the same, as far as they have to be."""
