@@ -414,6 +414,73 @@ def test_settings_of_other_schemes():
         fastvq.compress(mlp()[0], activations="static")
 
 
+# ---- input that is hard -------------------------------------------------------------------------
+
+
+def two_layers(n_in=40, weight=None, bias=None):
+    d = Drawing("N", n_in)
+    weight = normal(64, n_in, scale=(2 / n_in) ** 0.5) if weight is None else weight
+    bias = normal(64, scale=0.1) if bias is None else bias
+    h = d.add("Dense", "x", weight, bias, activation="relu")
+    return d.model(d.dense(h, 64, 20))
+
+
+def sizes(low, high, n):
+    return (10.0 ** np.linspace(low, high, n)).astype("f4")[:, None]
+
+
+ZEROS = np.zeros((64, 40), "f4")
+HARD_INPUT = {
+    "a layer of zeros": lambda: (two_layers(weight=ZEROS), normal(60, 40)),
+    "only a bias": lambda: (two_layers(weight=ZEROS, bias=ZEROS[:, 0]), normal(60, 40)),
+    "constant rows": lambda: (two_layers(), np.full((60, 40), 3.7, "f4")),
+    "denormal rows": lambda: (two_layers(bias=ZEROS[:, 0]), normal(60, 40) * np.float32(1e-38)),
+    "large rows": lambda: (two_layers(), normal(60, 40) * np.float32(1e30)),
+    "rows of all sizes": lambda: (two_layers(), normal(60, 40) * sizes(-30, 30, 60)),
+    "weights of all sizes": lambda: (
+        two_layers(weight=normal(64, 40) * sizes(-38, 30, 64)), normal(60, 40) * np.float32(1e-5),
+    ),
+    "as many inputs as sums hold": lambda: (two_layers(1 << 15), normal(20, 1 << 15)),
+    "more inputs than sums hold": lambda: (two_layers((1 << 15) + 1), normal(20, (1 << 15) + 1)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("activations", ["dynamic", "static"])
+@pytest.mark.parametrize("name", HARD_INPUT)
+def test_hard_input(name, activations):
+    model, x = HARD_INPUT[name]()
+    quantizer = ModelQuantizer(activations=activations).fit(model, x)
+    small = quantizer.transform(model)
+    wanted, found = np.float64(model(x)), np.float64(small(x))
+    assert np.isfinite(found).all() and ((found - wanted) ** 2).sum() <= 1e-3 * (wanted**2).sum()
+    beyond = quantizer.layers_[0]["reason"] == "no integer Dense"
+    assert beyond == name.startswith("more inputs")
+
+
+@pytest.mark.parametrize("activations", ["dynamic", "static"])
+@pytest.mark.parametrize(("value", "scheme"), [(1e4, "int8"), (1e30, "int8"), (3e38, "float32")])
+def test_one_value_far_out(value, scheme, activations):
+    """Nothing that is fitted is made for it: other rows are as near as without it."""
+    model, x = two_layers(), normal(60, 40)
+    x[7, 3] = value
+    quantizer = ModelQuantizer(activations=activations).fit(model, x)
+    small, others = quantizer.transform(model), np.delete(x, 7, axis=0)
+    wanted, found = np.float64(model(others)), np.float64(small(others))
+    assert ((found - wanted) ** 2).sum() < 10**-3.5 * (wanted**2).sum()
+    assert {row["scheme"] for row in quantizer.layers_} == {scheme}
+
+
+@pytest.mark.parametrize("activations", ["dynamic", "static"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_calibration_that_is_none(bad, activations):
+    model, x = residual_network()
+    x[3, 2, 2, 1] = bad
+    with pytest.raises(ValueError, match="'x' has values that are NaN or infinite"):
+        ModelQuantizer(activations=activations).fit(model, x)
+    with pytest.raises(ValueError, match="no rows"):
+        ModelQuantizer(activations=activations).fit(model, x[:0])
+
+
 # ---- passes -------------------------------------------------------------------------------------
 
 

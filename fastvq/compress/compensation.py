@@ -25,6 +25,7 @@ _DAMPING = 0.01  # of the mean of the diagonal: GPTQ's
 _PASSES = 2  # over the groups of a weight whose scales are fitted
 _BLOCK = 128  # columns between two updates of all that is still to come
 _STEPS = 127
+_LEAST = 2.0**-126  # step of an input: float32 has its inverse
 _EXACT = 1024  # rows whose products of 127 · 127 stay below 2^24, exact in float32 in any order
 
 
@@ -64,7 +65,7 @@ class Gram:
 
     def __init__(self, reach):
         reach = np.asarray(reach, np.float64)
-        self._step = np.where(reach > 0, reach, 1.0) / _STEPS
+        self._step = np.where(reach > 0, np.maximum(reach / _STEPS, _LEAST), 1.0)
         self._sums = np.zeros((*reach.shape, reach.shape[-1]), np.int64)
         self.n_rows = 0
 

@@ -35,6 +35,7 @@ _ROUNDS = 2  # of that: then others do much
 _WORTH = 0.5  # of its harm that a layer may do at most then, to be made so
 _COARSE = 32.0  # dB: a function whose table is noisier than this stays float
 _NOISY = 30.0  # dB: a dense layer noisier than this reads features that are made of equal size
+_ALIKE = 1e-6  # share of noise that making them so may bring into the float model
 _SAMPLED = 1 << 25  # bytes of a layer's values that its own error is measured on
 _USUAL = (1, 32)  # rows of a call that layers' costs are looked up for
 _ROWS = 1 << 13  # of a layer's inputs that its moments are taken of: 8 bits need no more
@@ -192,7 +193,7 @@ class Fitting:
         )  # fmt: skip
         means, grams = {}, {}
         if self._settings.bias_correction:
-            means = {name: seen.channel_mean for name, seen in self.ranges.items()}
+            means = {name: seen.certain_mean for name, seen in self.ranges.items()}
         if self._settings.compensate:
             layers = [
                 node for key, node in self.candidates.items()
@@ -282,14 +283,21 @@ class Fitting:
             if seen is not None
             and len(seen.channel_low) == self.graph.constants[node.inputs[1]].shape[-1]
         }
-        if self._features:
-            self._take(self._given)
-            del self._sample
-            self._calibrate()
-            self._measure()
-            for by_row in (False, True) if self.harm else ():
-                keys = [key for key in self._features if (key in self._by_row) == by_row]
-                self.harm |= self._harm_of(keys, by_row)
+        if not self._features:
+            return
+        uneven, self.graph = self.graph, passes.centred(self.graph, self._features)
+        ways = {"even": lambda: self.graph}
+        noise = sensitivity.damages(uneven, self._arrays, ways, self._threads)
+        if max(noise.values(), default=0.0) > _ALIKE:
+            self.graph, self._features = uneven, {}  # what float32 cannot tell beside the largest
+            return
+        self._take(self._given)
+        del self._sample
+        self._calibrate()
+        self._measure()
+        for by_row in (False, True) if self.harm else ():
+            keys = [key for key in self._features if (key in self._by_row) == by_row]
+            self.harm |= self._harm_of(keys, by_row)
 
     def _sampled(self, names):
         """Values on the first rows, as many as memory allows; those of functions too."""

@@ -134,7 +134,16 @@ def _floats(outputs):
 
 
 def _share(found, wanted):
-    noise, signal = ((found - wanted) ** 2).sum(), (wanted**2).sum()
-    if not math.isfinite(noise):
+    """Noise of all rows beside all of what was wanted; or of the middle row, where that is worse:
+    beside one row of huge values the noise of all others would be nothing."""
+    noise, signal = (
+        (a**2).reshape(len(a), -1).sum(axis=1) if a.ndim else a[None] ** 2
+        for a in (found - wanted, wanted)
+    )
+    if not np.isfinite(noise).all():
         return math.inf
+    return max(_ratio(noise.sum(), signal.sum()), float(np.median([*map(_ratio, noise, signal)])))
+
+
+def _ratio(noise, signal):
     return float(noise / signal) if signal else float(noise > 0)

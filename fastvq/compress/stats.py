@@ -143,6 +143,9 @@ class Statistics:
         Extremes for each channel, the last axis.
     channel_mean, channel_power : ndarray (C,) of float64
         Means of values, and of their squares.
+    certain_mean : ndarray (C,) of float64
+        The means, or 0 where they lie within two standard errors of it: one value far out makes a
+        mean that nothing else has anything of.
     """
 
     def __init__(self, name="", histogram=True):
@@ -160,6 +163,12 @@ class Statistics:
     @property
     def channel_power(self):
         return self._squares / max(self.n_rows, 1)
+
+    @property
+    def certain_mean(self):
+        mean = self.channel_mean
+        variance = np.maximum(self.channel_power - mean**2, 0)
+        return np.where(mean**2 * self.n_rows > 4 * variance, mean, 0.0)
 
     def add(self, values):
         """Take in a batch of values (..., C)."""
