@@ -16,14 +16,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from scipy.linalg import solve_triangular
+from scipy.linalg import lapack, solve_triangular
 from threadpoolctl import threadpool_limits
 
 __all__ = ["Gram", "compensated", "compensated_groups", "output_error", "refitted_scales"]
 
 _DAMPING = 0.01  # of the mean of the diagonal: GPTQ's
 _PASSES = 2  # over the groups of a weight whose scales are fitted
-_BLOCK = 128  # columns between two updates of all that is still to come
+_BLOCK = 32  # columns between two updates of all that is still to come: 128 take twice the time
 _STEPS = 127
 _LEAST = 2.0**-126  # step of an input: float32 has its inverse
 _EXACT = 1024  # rows whose products of 127 · 127 stay below 2^24, exact in float32 in any order
@@ -281,23 +281,27 @@ def _inverse_factor(gram, damping):
         except np.linalg.LinAlgError:
             damping = max(10 * damping, 1e-8)
     upper = lower[::-1, ::-1]
-    return solve_triangular(upper, np.eye(len(upper)), lower=False)
+    return lapack.dtrtri(upper)[0]
 
 
 def _walked(weight, factor, parts, rounding):
-    """Round the columns of `weight`, which lie in the order of the parts; `weight` is used up."""
+    """Round the columns of `weight`, which lie in the order of the parts.
+
+    Columns are worked on as rows of memory: twice as quick.
+    """
+    weight = np.ascontiguousarray(weight.T)
     rounded = np.empty_like(weight)
     for block in _blocks(parts):
         first, last = block[0][0].start, block[-1][0].stop
-        errors = np.empty((len(weight), last - first))
+        errors = np.empty((last - first, weight.shape[1]))
         for here, columns in block:
-            values = weight[:, here]
-            rounded[:, here] = rounding(values, columns)
-            error = _divided(values - rounded[:, here], factor[here, here])
-            errors[:, here.start - first : here.stop - first] = error
-            weight[:, here.stop : last] -= error @ factor[here, here.stop : last]
-        weight[:, last:] -= errors @ factor[first:last, last:]
-    return rounded
+            values = weight[here].T
+            rounded[here] = rounding(values, columns).T
+            error = _divided(values - rounded[here].T, factor[here, here]).T
+            errors[here.start - first : here.stop - first] = error
+            weight[here.stop : last] -= factor[here, here.stop : last].T @ error
+        weight[last:] -= factor[first:last, last:].T @ errors
+    return rounded.T
 
 
 def _blocks(parts):

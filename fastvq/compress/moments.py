@@ -40,19 +40,30 @@ def grams(
     moments : dict of ndarray (groups, k, k)
         k runs over taps, then channels of a group, as a row of the weight does.
     """
-    layers = [node for node in layers if _numbers(graph, node) <= _MOST_NUMBERS]
-    found = {node.outputs[0]: Gram(_reach(graph, node, ranges)) for node in layers}
-    names = [*dict.fromkeys(node.inputs[0] for node in layers)]
-    if not names:
+    alike: dict[tuple, list] = {}  # layers that read the same, as those of attention do
+    for node in layers:
+        if _numbers(graph, node) <= _MOST_NUMBERS:
+            alike.setdefault(_reading(graph, node), []).append(node)
+    if not alike:
         return {}
+    found = {reading: Gram(_reach(graph, nodes[0], ranges)) for reading, nodes in alike.items()}
+    names = [*dict.fromkeys(nodes[0].inputs[0] for nodes in alike.values())]
     n_places = max(1, n_rows // len(arrays[0])) if arrays[0].ndim else n_rows
     for places, values in stats.masked_runs(graph, arrays, names, n_threads, mask):
         by_name = dict(zip(names, values, strict=True))
-        for node in layers:
+        for reading, (node, *_) in alike.items():
             shape = graph.constants[node.inputs[1]].shape
             rows = rows_read(node, by_name[node.inputs[0]], shape, n_places, places)
-            found[node.outputs[0]].add(rows)
-    return {key: gram.mean() for key, gram in found.items()}
+            found[reading].add(rows)
+    means = {reading: gram.mean() for reading, gram in found.items()}
+    return {node.outputs[0]: means[r] for r, nodes in alike.items() for node in nodes}
+
+
+def _reading(graph, node):
+    """What moments depend on: which value a layer reads, and in which windows."""
+    taps = graph.constants[node.inputs[1]].shape[1:]
+    names = "strides", "dilations", "pads", "same", "groups"
+    return node.operator, node.inputs[0], taps, *map(node.attributes.get, names)
 
 
 def _numbers(graph, node):
