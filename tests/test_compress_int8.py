@@ -307,9 +307,10 @@ def test_a_layer_beyond_integers():
     assert "dB in integers" in quantizer.layers_[0]["reason"]
 
 
-def test_max_drop():
+@pytest.mark.parametrize("activations", ["dynamic", "static"])
+def test_max_drop(activations):
     model, x = mlp()
-    quantizer = ModelQuantizer(activations="static", granularity="tensor", max_drop=0.0)
+    quantizer = ModelQuantizer(activations=activations, granularity="tensor", max_drop=0.0)
     quantizer.fit(model, x)
     assert quantizer.scores_["after"] >= quantizer.scores_["before"]
 

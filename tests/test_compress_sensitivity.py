@@ -6,7 +6,7 @@ import pytest
 import fastvq
 from fastvq import _kernels
 from fastvq.compress import ModelQuantizer, sensitivity, stats
-from fastvq.compress.schemes import cost_table, costs
+from fastvq.compress.schemes import cost_table, costs, int8_dynamic
 from fastvq.runtime import CompressedModel, Graph, Node, Value, preprocess
 from fastvq.runtime.encoding import Raw
 
@@ -43,6 +43,56 @@ def test_damages():
     whole = graph(1)
     labels = Graph(whole.nodes, whole.inputs, whole.outputs[1:], whole.constants)
     assert sensitivity.damages(labels, x, {"same": lambda: labels}) == {}
+
+
+def test_only_what_follows_runs_again(monkeypatch):
+    """Branches, sizes that are known, an output on the way: bit for bit as if all were run."""
+    nodes = [
+        Node("Dense", ("x", "a"), ("h",), {}, "first"),
+        Node("Shape", ("h",), ("s",), {}, "sizes"),
+        Node("Unary", ("h",), ("t",), {"function": "tanh"}, "bend"),
+        Node("Dense", ("t", "b"), ("g",), {}, "second"),
+        Node("Binary", ("g", "h"), ("sum",), {"function": "add"}, "sum"),
+        Node("Reshape", ("sum", "s"), ("r",), {}, "shape"),
+        Node("Dense", ("r", "a"), ("y",), {}, "third"),
+    ]
+    outputs = [Value(name, "float32", ("N", 48)) for name in ("y", "t")]
+    constants = {"a": weight(48, 48), "b": weight(48, 48)}
+    graph = Graph(nodes, [Value("x", "float32", ("N", 48))], outputs, constants)
+    x, ran = normal(16, 48), []
+
+    class Counting(sensitivity.Plan):
+        def __init__(self, *args):
+            super().__init__(*args)
+            ran.append(len(self.steps))
+
+    monkeypatch.setattr(sensitivity, "Plan", Counting)
+    keys = ["h", "g", "y"]
+    ways = {key: lambda key=key: int8_dynamic.dynamic(graph, {key}).graph for key in keys}
+    found = sensitivity.damages(graph, [x], ways)
+    whole, *others = (CompressedModel(g) for g in (graph, *(ways[key]() for key in keys)))
+    for key, other in zip(keys, others, strict=True):
+        shares = [((np.float64(f) - w) ** 2).sum() / (np.float64(w) ** 2).sum()
+                  for f, w in zip(other(x), whole(x), strict=True)]  # fmt: skip
+        assert found[key] >= max(shares) > 0.5 * found[key]
+    # The sample, the float model, and then what leads to each layer and what follows it.
+    assert ran[0] == ran[1] == 5 and ran[3:] == [0, 5, 2, 3, 2, 1]
+    assert sensitivity.damages(graph, [x], dict(reversed(ways.items()))) == found
+
+
+def test_dynamic_layers_are_asked_of_together():
+    """One run of all tells that none does much; of each it is asked where all together do."""
+    graph = spread_tokens().graph
+    x = normal(60, 8, 48)
+    assert ModelQuantizer().fit(CompressedModel(graph), x)._fitting.harm == {}
+    x[:, :, 0] *= 1e5  # beside which steps of a row are too wide for all others
+    convolution = Node("Conv", ("x", "c"), ("h",), {}, "first")
+    graph = Graph([convolution, *graph.nodes[1:]], graph.inputs, graph.outputs,
+                  {**graph.constants, "c": Raw(normal(64, 1, 48))})  # fmt: skip
+    graph.constants["c"].values[..., 0] = 0
+    quantizer = ModelQuantizer().fit(CompressedModel(graph), x)
+    assert {*quantizer._fitting.harm} == {"h", "y"}
+    assert [row["scheme"] for row in quantizer.layers_] == ["float32", "int8"]
 
 
 def spread_tokens():
