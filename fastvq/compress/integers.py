@@ -193,7 +193,9 @@ class Fitting:
         )  # fmt: skip
         means, grams = {}, {}
         if self._settings.bias_correction:
-            means = {name: seen.certain_mean for name, seen in self.ranges.items()}
+            means = {
+                name: (seen.channel_mean, seen.mean_variance) for name, seen in self.ranges.items()
+            }
         if self._settings.compensate:
             layers = [
                 node for key, node in self.candidates.items()

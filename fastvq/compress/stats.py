@@ -143,9 +143,8 @@ class Statistics:
         Extremes for each channel, the last axis.
     channel_mean, channel_power : ndarray (C,) of float64
         Means of values, and of their squares.
-    certain_mean : ndarray (C,) of float64
-        The means, or 0 where they lie within two standard errors of it: one value far out makes a
-        mean that nothing else has anything of.
+    mean_variance : ndarray (C,) of float64
+        How uncertain those means are: their variance, of independent values.
     """
 
     def __init__(self, name="", histogram=True):
@@ -165,10 +164,9 @@ class Statistics:
         return self._squares / max(self.n_rows, 1)
 
     @property
-    def certain_mean(self):
-        mean = self.channel_mean
-        variance = np.maximum(self.channel_power - mean**2, 0)
-        return np.where(mean**2 * self.n_rows > 4 * variance, mean, 0.0)
+    def mean_variance(self):
+        variance = self.channel_power - self.channel_mean**2
+        return np.maximum(variance, 0) / max(self.n_rows, 1)
 
     def add(self, values):
         """Take in a batch of values (..., C)."""

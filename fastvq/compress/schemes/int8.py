@@ -82,13 +82,13 @@ class Knowledge:
 
     Attributes
     ----------
-    means : mapping of value name to ndarray (C,)
-        The mean of each channel: biases take back what rounding shifts.
+    means : mapping of value name to (ndarray (C,), ndarray (C,))
+        The mean of each channel, and its variance: biases take back what rounding shifts.
     grams : mapping of a layer's first output to ndarray (groups, k, k)
         Second moments of its inputs: weights are rounded so that errors make up for each other.
     """
 
-    means: Mapping[str, np.ndarray] = field(default_factory=dict)
+    means: Mapping[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
     grams: Mapping[str, np.ndarray] = field(default_factory=dict)
     rounded: dict = field(default_factory=dict, repr=False)
 
@@ -259,9 +259,9 @@ class Writing(Rewriting):
         bias = None
         if len(node.inputs) > 2 and node.inputs[2]:
             bias = self._graph.constants[node.inputs[2]].decode()
-        mean = self._known.means.get(node.inputs[0])
-        if mean is not None:
-            shift = _shift(weight, rounded.decode(), mean, groups)
+        known = self._known.means.get(node.inputs[0])
+        if known is not None:
+            shift = _shift(weight, rounded.decode(), *known, groups)
             bias = (0 if bias is None else bias) - shift
             bias = bias.astype(np.float32)
         stored = self.constant(name, values)
@@ -352,14 +352,21 @@ def _spread(factors, weight, groups):
     return own.reshape(len(weight), *[1] * (weight.ndim - 2), -1)
 
 
-def _shift(weight, rounded, mean, groups):
-    """What rounded weights add to the mean of each output: (rounded - weights) · mean of inputs."""
+def _shift(weight, rounded, mean, variance, groups):
+    """What rounded weights add to the mean of each output: (rounded - weights) · mean of inputs.
+
+    0 where that lies within two standard errors of it: one value far out makes a mean that no other
+    row has anything of.
+    """
     n_out, n_in = weight.shape[0], weight.shape[-1]
     if len(mean) != n_in * groups:
         return np.zeros(n_out)
     error = (rounded.astype(np.float64) - weight).reshape(n_out, -1, n_in).sum(axis=1)
-    of_group = mean.reshape(groups, n_in).repeat(n_out // groups, axis=0)
-    return (error * of_group).sum(axis=1)
+    mean, variance = (
+        a.reshape(groups, n_in).repeat(n_out // groups, axis=0) for a in (mean, variance)
+    )
+    shift = (error * mean).sum(axis=1)
+    return np.where(shift**2 > 4 * (error**2 * variance).sum(axis=1), shift, 0.0)
 
 
 def window(node, forms):
