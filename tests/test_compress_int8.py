@@ -316,6 +316,22 @@ def test_a_layer_beyond_integers():
 
 
 @pytest.mark.parametrize("activations", ["dynamic", "static"])
+def test_values_that_are_compared_stay_exact(activations):
+    """The number of a bin that is a little off is equal to none."""
+    d = Drawing("N", 40)
+    counts = d.dense("x", 40, 32)
+    d.constants["c0"].values[...] = RNG.integers(0, 2, (32, 40))
+    d.constants["c1"].values[...] = 0
+    picked = d.add("Gather", counts, np.arange(32).repeat(4), axis=1)
+    equal = d.add("Binary", picked, np.tile(np.arange(18, 22, dtype="f4"), 32), function="equal")
+    model = d.model(d.dense(d.add("Cast", equal, dtype="float32"), 128, 20))
+    x = RNG.integers(0, 2, (100, 40)).astype("f4")
+    quantizer = ModelQuantizer(activations=activations).fit(model, x)
+    assert [row["layer"] for row in quantizer.layers_] == ["layer 4"]
+    assert noise(quantizer.transform(model), model, x) > 35
+
+
+@pytest.mark.parametrize("activations", ["dynamic", "static"])
 def test_max_drop(activations):
     model, x = mlp()
     quantizer = ModelQuantizer(activations=activations, granularity="tensor", max_drop=0.0)

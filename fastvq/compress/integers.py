@@ -384,7 +384,7 @@ class Fitting:
 
     def _alone(self):
         """Names of weights that are stored as int8, and multiplied as floats."""
-        found = set()
+        found, exact = set(), int8.compared(self.graph)
         uses: dict[str, list] = {}
         for node in self.graph.nodes:
             for place, name in enumerate(node.inputs):
@@ -394,6 +394,8 @@ class Fitting:
         for name, tensor in self.graph.constants.items():
             readers = uses.get(name, [])
             if not _worth_storing(tensor) or (name in given and readers):
+                continue
+            if any(not exact.isdisjoint(node.outputs) for node, _ in readers):
                 continue
             if all(w and self._is_storable(n) for n, w in readers):
                 found.add(name)

@@ -30,12 +30,17 @@ from fastvq.runtime.ops import operators
 from fastvq.runtime.rewrite import Rewriting
 
 __all__ = [
-    "ACTIVATION", "Knowledge", "Quantized", "Rounded", "Writing", "candidates", "pads_of",
-    "recurrent_of", "rounded_rows", "window",
+    "ACTIVATION", "MOVES", "Knowledge", "Quantized", "Rounded", "Writing", "candidates",
+    "compared", "pads_of", "recurrent_of", "rounded_rows", "window",
 ]  # fmt: skip
 
 _WIDEST = 1 << 16  # products of a sum, as definitions.integers has it
 _RECURRENT = ("LSTM", "GRU", "RNN")
+# Give again what they read, in another place or shape.
+MOVES = frozenset(
+    ("Expand", "Flatten", "Gather", "Reshape", "Slice", "Split", "Squeeze", "Tile", "Transpose",
+     "Unsqueeze")
+)  # fmt: skip
 # What a layer does to its sums.
 ACTIVATION = ("activation", "alpha", "beta")
 
@@ -108,11 +113,14 @@ def candidates(graph: Graph, activations: str) -> dict[str, Node]:
     """The layers that could be multiplied in integers, by the name of their first output.
 
     Dense layers and convolutions of one or two dimensions, LSTM and GRU with float32 weights, and,
-    where activations are "static", products of two activations.
+    where activations are "static", products of two activations; none whose values have to be exact
+    (`compared`).
     """
-    forms = forms_of(graph, 96)
+    forms, exact = forms_of(graph, 96), compared(graph)
     found = {}
     for node in graph.nodes:
+        if not exact.isdisjoint(node.outputs):
+            continue
         x = forms.get(node.inputs[0]) if node.inputs else None
         if x is not None and x.dtype != np.float32:
             continue
@@ -125,6 +133,17 @@ def candidates(graph: Graph, activations: str) -> dict[str, Node]:
         }.get(node.operator)
         if able and able(graph, node, forms):
             found[node.outputs[0]] = node
+    return found
+
+
+def compared(graph: Graph) -> set[str]:
+    """Names of values that are asked whether they are equal to others, as numbers of bins are."""
+    found: set[str] = set()
+    for node in reversed(graph.nodes):
+        if node.operator == "Binary" and node.attributes["function"] == "equal":
+            found.update(node.inputs)
+        elif node.operator in MOVES and not found.isdisjoint(node.outputs):
+            found.add(node.inputs[0])
     return found
 
 

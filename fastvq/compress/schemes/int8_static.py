@@ -10,6 +10,7 @@ import numpy as np
 from fastvq.compress import stats
 from fastvq.compress.schemes.int8 import (
     ACTIVATION,
+    MOVES,
     Writing,
     pads_of,
     recurrent_of,
@@ -23,21 +24,6 @@ from fastvq.runtime.layout import forms as forms_of
 __all__ = ["Static", "table_noise"]
 
 _MOST = np.iinfo(np.int32).max
-# Give again what they read, in another place or shape.
-_MOVES = frozenset(
-    [
-        "Expand",
-        "Flatten",
-        "Gather",
-        "Reshape",
-        "Slice",
-        "Split",
-        "Squeeze",
-        "Tile",
-        "Transpose",
-        "Unsqueeze",
-    ]
-)
 
 
 class Static:
@@ -144,7 +130,7 @@ class Static:
         if not node.inputs or node.inputs[0] not in native:
             return False
         attributes = node.attributes
-        if node.operator in _MOVES:
+        if node.operator in MOVES:
             return not any(name in native for name in node.inputs[1:])
         if node.operator == "Unary":
             able = attributes["function"] not in ("not", "isnan", "isinf")
@@ -199,7 +185,7 @@ class Static:
             if node.operator == "MatMul":
                 self._symmetric |= {node.inputs[1]}
         shared = (
-            node.operator in (*_MOVES, "Pad", "Concat")
+            node.operator in (*MOVES, "Pad", "Concat")
             or (node.operator == "Pool" and node.attributes["function"] == "max")
             or (node.operator == "Unary" and node.attributes["function"] == "identity")
         )
