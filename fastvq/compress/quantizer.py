@@ -86,9 +86,12 @@ class ModelQuantizer(BaseEstimator):
     -----
     Weights are rounded to 255 steps of their channel: to the nearest, or where there are examples
     so that errors make up for each other. Integer layers give the same integers on any machine, in
-    any batch and at any number of threads. A fit costs two runs of the float model over X, passes
-    over what is watched, k² memory and k³ time for the k inputs of each layer, and one run of each
-    layer on a sample.
+    any batch and at any number of threads. A fit costs some runs of the float model over X, k²
+    memory and k³ time for the k inputs of each layer, and one run of each layer on a sample; where
+    activations are static also runs of what follows each layer, on at most 16 rows.
+
+    Biases are corrected where the shift of a mean is certain, so that all rows do not pay for one
+    value far out among the examples. Layers whose values are compared for equality stay float.
 
     What it is worth, MobileNetV2 on 64 crops of photographs that it had not seen, SQNR of logits
     and agreement of classes: static with steps of tensors and 8-bit sums 15.4 dB, 0.81; with steps

@@ -21,6 +21,8 @@ from fastvq.runtime.plan import Plan
 __all__ = ["damages"]
 
 _BYTES = 1 << 25  # of a model's values that outputs are compared on
+# Of those layers that do much on 64 rows, the ones that do not seem to on 16 do 2 % of all harm in
+# MiniLM; of MobileNetV2, whose values leave room for 3 rows, 5 %.
 _ROWS = 16
 
 
