@@ -95,7 +95,8 @@ def measure(options: Options) -> dict:
             if child.returncode:
                 raise RuntimeError(f"memory of {case} ({case.name}) failed:\n{child.stderr}")
             extra = json.loads(child.stdout.splitlines()[-1])
-            records.append(case._asdict() | {"threads": n_threads, "extra": extra})
+            told = {"case": str(case), "threads": n_threads, "extra": extra}
+            records.append(case._asdict() | told)
             print(f"{case}, {case.name}: {extra / MEGABYTE:.1f} MB", file=sys.stderr)
     return {"records": records}
 
