@@ -168,18 +168,19 @@ INLINE void dot_left_fill(int form, int8_t value, int64_t count, uint8_t *left)
                      left + f * dot_left_size(form));
 }
 
-/* sums += products of left rows, `stride` bytes apart, with the groups of a panel. */
-INLINE void dot_groups(int form, int rows, const uint8_t *left, int64_t stride, const int8_t *panel,
-                       int64_t groups, i32_lanes (*sum)[DOT_VECTORS])
+/* sums += products of left rows, `stride` bytes apart, with the groups of a panel, of which so many
+ * vectors count. */
+INLINE void dot_groups(int form, int rows, int vectors, const uint8_t *left, int64_t stride,
+                       const int8_t *panel, int64_t groups, i32_lanes (*sum)[DOT_VECTORS])
 {
     for (int64_t group = 0; group < groups; group++, left += 4, panel += dot_step(form)) {
         i32_lanes right[DOT_VECTORS];
         if (rows <= DOT_FEW_ROWS) __builtin_prefetch(panel + DOT_AHEAD);
-        UNROLL for (int v = 0; v < DOT_VECTORS; v++)
+        UNROLL for (int v = 0; v < vectors; v++)
             right[v] = dot_right(form, panel + v * dot_group(form) * F32_LANES);
         UNROLL for (int i = 0; i < rows; i++) {
             i32_lanes spread = dot_spread(left + i * stride);
-            UNROLL for (int v = 0; v < DOT_VECTORS; v++)
+            UNROLL for (int v = 0; v < vectors; v++)
                 sum[i][v] = dot(form, sum[i][v], spread, right[v]);
         }
     }
@@ -214,15 +215,15 @@ INLINE void dot_pick(int rows, const uint8_t *left, int64_t stride, const uint32
 }
 #endif
 
-/* sums (rows, DOT_COLUMNS) OUT: products of left rows, `stride` bytes apart, with a panel of so many
- * groups; DOT_PICKED: of so many picks, orders IN. Then DOT_CHOICE values behind those of a row are
- * read, and orders of two picks behind the last. */
-INLINE void dot_tile(int form, int rows, const uint8_t *left, int64_t stride, const int8_t *panel,
-                     const uint32_t *orders, int64_t steps, int32_t *sums)
+/* sums (rows, DOT_COLUMNS) OUT, of each row so many vectors, and 0 behind them: products of left rows, `stride` bytes
+ * apart, with a panel of so many groups; DOT_PICKED: of so many picks, orders IN. Then DOT_CHOICE
+ * values from the last pick's on are read of a row. */
+INLINE void dot_tile(int form, int rows, int vectors, const uint8_t *left, int64_t stride,
+                     const int8_t *panel, const uint32_t *orders, int64_t steps, int32_t *sums)
 {
     i32_lanes sum[DOT_ROWS][DOT_VECTORS];
     UNROLL for (int i = 0; i < rows; i++)
-        UNROLL for (int v = 0; v < DOT_VECTORS; v++) sum[i][v] = (i32_lanes){0};
+        UNROLL for (int v = 0; v < vectors; v++) sum[i][v] = (i32_lanes){0};
     if (form == DOT_PICKED) {
         /* Always one pick ahead: what has just been written can be read only some cycles later. */
         uint8_t picked[2][DOT_ROWS][4 * DOT_PICK] __attribute__((aligned(32)));
@@ -231,15 +232,19 @@ INLINE void dot_tile(int form, int rows, const uint8_t *left, int64_t stride, co
             const uint32_t groups = *orders & DOT_PICK_COUNT;
             left += *orders >> DOT_PICK_ADVANCE;
             orders += 1 + groups;
-            dot_pick(rows, left, stride, orders + 1, picked[~step & 1][0]);
-            dot_groups(DOT_PAIRED, rows, picked[step & 1][0], sizeof **picked, panel, groups, sum);
+            if (step + 1 < steps)
+                dot_pick(rows, left, stride, orders + 1, picked[~step & 1][0]);
+            dot_groups(DOT_PAIRED, rows, vectors, picked[step & 1][0], sizeof **picked, panel,
+                       groups, sum);
             panel += groups * dot_step(form);
         }
     } else
-        dot_groups(form, rows, left, stride, panel, steps, sum);
-    UNROLL for (int i = 0; i < rows; i++)
+        dot_groups(form, rows, vectors, left, stride, panel, steps, sum);
+    UNROLL for (int i = 0; i < rows; i++) {
+        UNROLL for (int v = vectors; v < DOT_VECTORS; v++) sum[i][v] = (i32_lanes){0};
         UNROLL for (int v = 0; v < DOT_VECTORS; v++)
             memcpy(sums + i * DOT_COLUMNS + v * F32_LANES, &sum[i][v], sizeof sum[i][v]);
+    }
 }
 
 /* Bytes of four vectors of integers, in order; what does not fit becomes the nearest that does. */

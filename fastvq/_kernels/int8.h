@@ -181,6 +181,14 @@ INLINE void advance(const Job *job, Place *place, int64_t steps, int64_t row)
     if (place->rest == 0 && row < job->rows) *place = place_of(job, row);
 }
 
+/* Rows of a window inside of the picture, each short enough for one load. */
+INLINE void gather_short(int form, const int8_t *from, int64_t rows, int64_t by_row, int64_t run,
+                         uint8_t *left)
+{
+    for (int64_t ky = 0; ky < rows; ky++, from += by_row, left += run * dot_left_size(form))
+        dot_left_run(form, from, DOT_RUN, from + DOT_RUN, left);
+}
+
 /* The patch of an output place, of one group, as a left operand: kernel_height * kernel_width * its
  * channels. */
 INLINE void gather_patch(int form, const Job *job, const Place *place, int64_t group, uint8_t *left)
@@ -188,24 +196,39 @@ INLINE void gather_patch(int form, const Job *job, const Place *place, int64_t g
     const Window *w = &job->window;
     const int64_t channels = w->channels / job->groups, run = w->kernel_width * channels;
     const int size = dot_left_size(form);
+    const int8_t outside = (int8_t)place->scale.zero_point;
     const int8_t *picture = place->picture + group * channels;
     const int8_t *end = place->picture + w->height * w->width * w->channels;
-    const int within = w->dilation_x == 1 && job->groups == 1 && place->left >= 0 &&
-                       place->left + w->kernel_width <= w->width;
-    for (int64_t ky = 0; ky < w->kernel_height; ky++) {
-        int64_t y = place->top + ky * w->dilation_y;
-        int inside = y >= 0 && y < w->height;
-        if (inside && within) {
-            dot_left_run(form, picture + (y * w->width + place->left) * channels, run, end, left);
+    const int joined = w->dilation_x == 1 && job->groups == 1;
+    /* Of columns side by side those from `first` to `last` are inside. */
+    const int64_t rest = w->width - place->left;
+    const int64_t last = rest < 0 ? 0 : rest < w->kernel_width ? rest : w->kernel_width;
+    const int64_t first = place->left >= 0 ? 0 : -place->left < last ? -place->left : last;
+    const int64_t by_row = w->dilation_y * w->width * w->channels;
+    const int64_t bottom = place->top + (w->kernel_height - 1) * w->dilation_y;
+    const int8_t *from = picture + (place->top * w->width + place->left) * w->channels;
+    if (joined && last - first == w->kernel_width && run <= DOT_RUN && place->top >= 0 &&
+        bottom < w->height && end - from - (w->kernel_height - 1) * by_row >= DOT_RUN) {
+        gather_short(form, from, w->kernel_height, by_row, run, left);
+        return;
+    }
+    for (int64_t ky = 0; ky < w->kernel_height; ky++, from += by_row) {
+        const int64_t y = place->top + ky * w->dilation_y;
+        const int inside = y >= 0 && y < w->height;
+        if (joined && inside) {
+            const int64_t before = first * channels, there = (last - first) * channels;
+            dot_left_fill(form, outside, before, left);
+            dot_left_run(form, from + before, there, end, left + before * size);
+            dot_left_fill(form, outside, run - before - there, left + (before + there) * size);
             left += run * size;
             continue;
         }
         for (int64_t kx = 0; kx < w->kernel_width; kx++, left += channels * size) {
-            int64_t x = place->left + kx * w->dilation_x;
+            const int64_t x = place->left + kx * w->dilation_x;
             if (inside && x >= 0 && x < w->width)
                 dot_left_run(form, picture + (y * w->width + x) * w->channels, channels, end, left);
             else
-                dot_left_fill(form, (int8_t)place->scale.zero_point, channels, left);
+                dot_left_fill(form, outside, channels, left);
         }
     }
 }
@@ -295,16 +318,36 @@ INLINE void put_steps(int to, const i32_lanes *q, const int8_t *table, size_t co
         copy_part(1, y, &bytes, count);
 }
 
+/* What belongs to all steps of a job, in registers: a job itself is read anew after each byte that is
+ * written, which might be one of its own. */
+typedef struct {
+    f32_lanes low, high; /* bounds of what is rounded */
+    i32_lanes zero_point;
+#if DOT_HAS_PAIRED
+    __m256i zero_point_16, bottom; /* bottom: the lower bound of bytes */
+#endif
+} Ends;
+
+INLINE Ends ends_of(const Job *job)
+{
+    const float low = job->low - (float)job->zero_point;
+    const float high = job->high - (float)job->zero_point;
+    Ends ends = {(f32_lanes){0} + low, (f32_lanes){0} + high, (i32_lanes){0} + job->zero_point};
+#if DOT_HAS_PAIRED
+    const int least = _mm_cvtss_si32(_mm_set_ss(low > -256 ? low : -256)) + job->zero_point;
+    ends.zero_point_16 = _mm256_set1_epi16((short)job->zero_point);
+    ends.bottom = _mm256_set1_epi8((char)(least > -128 ? least : -128));
+#endif
+    return ends;
+}
+
 /* What becomes of the sums of a panel as int8 or int16: y OUT (rows, count), out_stride apart. What
  * belongs to a column stays in registers while the rows pass by: with few inputs this is most of the
  * work. */
-INLINE void finish_steps(int to, const Job *job, const int32_t *sums, int rows, int64_t at,
-                         size_t count, char *y)
+INLINE void finish_steps(int to, const Job *job, Ends ends, const int32_t *sums, int rows,
+                         int64_t at, size_t count, char *y)
 {
     const int8_t *table = job->table;
-    const f32_lanes low = (f32_lanes){0} + (job->low - (float)job->zero_point);
-    const f32_lanes high = (f32_lanes){0} + (job->high - (float)job->zero_point);
-    const int32_t zero_point = job->zero_point;
     const int64_t stride = job->out_stride * (to == TO_INT16 ? 2 : 1);
     i32_lanes start[DOT_VECTORS];
     f32_lanes multiplier[DOT_VECTORS];
@@ -319,39 +362,88 @@ INLINE void finish_steps(int to, const Job *job, const int32_t *sums, int rows, 
             i32_lanes sum;
             memcpy(&sum, sums + v * F32_LANES, sizeof sum);
             f32_lanes real = __builtin_convertvector(sum + start[v], f32_lanes);
-            real = f32_min(f32_max(product(real, multiplier[v]), low), high);
-            q[v] = nearest(real) + zero_point;
+            real = f32_min(f32_max(product(real, multiplier[v]), ends.low), ends.high);
+            q[v] = nearest(real) + ends.zero_point;
         }
         put_steps(to, q, table, count, y);
     }
 }
 
-INLINE void finish_float(const Job *job, const int32_t *sums, int64_t at, const RowScale *scale,
-                         float *out)
+#if DOT_HAS_PAIRED
+/* finish_steps to int8, two rows at once, where an instruction rounds and packing keeps to 16 and 8
+ * bits: so only the upper bound has to come before, of what does not fit in 32 bits and would become
+ * the least number. */
+INLINE void finish_bytes(const Job *job, Ends ends, const int32_t *sums, int rows, int64_t at,
+                         size_t count, int8_t *y)
 {
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    const int64_t stride = job->out_stride;
+    i32_lanes start[DOT_VECTORS];
+    f32_lanes multiplier[DOT_VECTORS];
+    UNROLL for (int v = 0; v < DOT_VECTORS; v++) {
+        memcpy(&start[v], job->start + at + v * F32_LANES, sizeof start[v]);
+        memcpy(&multiplier[v], job->multiplier + at + v * F32_LANES, sizeof multiplier[v]);
+    }
+    for (int i = 0; i < rows; i += 2, sums += 2 * DOT_COLUMNS, y += 2 * stride) {
+        const int two = i + 1 < rows;
+        __m256i wide[2], bytes;
+        UNROLL for (int r = 0; r < 2; r++) {
+            __m256i q[DOT_VECTORS];
+            UNROLL for (int v = 0; v < DOT_VECTORS; v++) {
+                i32_lanes sum;
+                memcpy(&sum, sums + (r && two ? DOT_COLUMNS : 0) + v * F32_LANES, sizeof sum);
+                f32_lanes real = __builtin_convertvector(sum + start[v], f32_lanes);
+                q[v] = _mm256_cvtps_epi32((__m256)f32_min(real * multiplier[v], ends.high));
+            }
+            wide[r] = _mm256_adds_epi16(_mm256_packs_epi32(q[0], q[1]), ends.zero_point_16);
+        }
+        bytes = _mm256_max_epi8(_mm256_packs_epi16(wide[0], wide[1]), ends.bottom);
+        bytes = _mm256_permutevar8x32_epi32(bytes, order);
+        const __m128i row[2] = {_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1)};
+        UNROLL for (int r = 0; r < 2; r++) {
+            if (r && !two) break;
+            if (count == DOT_COLUMNS)
+                _mm_storeu_si128((__m128i *)(y + r * stride), row[r]);
+            else
+                copy_part(1, y + r * stride, &row[r], count);
+        }
+    }
+}
+#endif
+
+/* The same as float32; scales: of the rows, where job->start is NULL. */
+INLINE void finish_floats(const Job *job, const int32_t *sums, int rows, int64_t at, size_t count,
+                          const RowScale *scales, float *y)
+{
+    const int32_t *of_columns = job->start ? job->start : job->column_sums;
+    i32_lanes other[DOT_VECTORS];
+    f32_lanes multiplier[DOT_VECTORS], bias[DOT_VECTORS];
     UNROLL for (int v = 0; v < DOT_VECTORS; v++) {
         int64_t place = at + v * F32_LANES;
-        i32_lanes sum, other;
-        f32_lanes multiplier, real;
-        memcpy(&sum, sums + v * F32_LANES, sizeof sum);
-        memcpy(&multiplier, job->multiplier + place, sizeof multiplier);
-        if (scale) {
-            memcpy(&other, job->column_sums + place, sizeof other);
-            sum -= other * (scale->zero_point + job->offset);
-            real = __builtin_convertvector(sum, f32_lanes);
-            real = product(real, (f32_lanes){0} + scale->scale);
-        } else {
-            memcpy(&other, job->start + place, sizeof other);
-            real = __builtin_convertvector(sum + other, f32_lanes);
+        memcpy(&other[v], of_columns + place, sizeof other[v]);
+        memcpy(&multiplier[v], job->multiplier + place, sizeof multiplier[v]);
+        bias[v] = (f32_lanes){0};
+        if (job->bias) memcpy(&bias[v], job->bias + place, sizeof bias[v]);
+    }
+    for (int i = 0; i < rows; i++, sums += DOT_COLUMNS, y += job->out_stride) {
+        float room[DOT_COLUMNS], *out = count == DOT_COLUMNS ? y : room;
+        UNROLL for (int v = 0; v < DOT_VECTORS; v++) {
+            i32_lanes sum;
+            f32_lanes real;
+            memcpy(&sum, sums + v * F32_LANES, sizeof sum);
+            if (job->start) {
+                real = __builtin_convertvector(sum + other[v], f32_lanes);
+            } else {
+                sum -= other[v] * (scales[i].zero_point + job->offset);
+                real = __builtin_convertvector(sum, f32_lanes);
+                real = product(real, (f32_lanes){0} + scales[i].scale);
+            }
+            real = product(real, multiplier[v]);
+            if (job->bias) real += bias[v]; /* not always: -0 + 0 is 0 */
+            real = bounded(real, job->low, job->high);
+            memcpy(out + v * F32_LANES, &real, sizeof real);
         }
-        real = product(real, multiplier);
-        if (job->bias) {
-            f32_lanes bias;
-            memcpy(&bias, job->bias + place, sizeof bias);
-            real += bias;
-        }
-        real = bounded(real, job->low, job->high);
-        memcpy(out + v * F32_LANES, &real, sizeof real);
+        if (count != DOT_COLUMNS) copy_part(4, y, room, count);
     }
 }
 
@@ -367,65 +459,85 @@ INLINE void finish_int32(const Job *job, const int32_t *sums, int64_t at, int32_
 }
 
 /* The sums (rows, DOT_COLUMNS) of rows `row`.. and columns `column`.. of a group, to y. */
-INLINE void finish_sums(const Job *job, const int32_t *sums, int rows, int64_t row, int64_t group,
-                        int64_t panel, const RowScale *scales)
+INLINE void finish_sums(const Job *job, Ends ends, const int32_t *sums, int rows, int64_t row,
+                        int64_t group, int64_t panel, const RowScale *scales)
 {
     int64_t column = panel * DOT_COLUMNS, n = job->columns - column;
     int64_t at = group * job_panels(job) * DOT_COLUMNS + column;
     int64_t place = row * job->out_stride + group * job->columns + column;
     int whole = n >= DOT_COLUMNS;
     size_t count = (size_t)(whole ? DOT_COLUMNS : n);
+#if DOT_HAS_PAIRED
+    if (job->to == TO_INT8 && !job->table) {
+        int8_t *y = (int8_t *)job->y + place;
+        if (whole) /* a constant, so that the compiler drops what is for others */
+            finish_bytes(job, ends, sums, rows, at, DOT_COLUMNS, y);
+        else
+            finish_bytes(job, ends, sums, rows, at, count, y);
+        return;
+    }
+#endif
     if (job->to == TO_INT8) {
-        finish_steps(TO_INT8, job, sums, rows, at, count, (char *)job->y + place);
+        finish_steps(TO_INT8, job, ends, sums, rows, at, count, (char *)job->y + place);
         return;
     }
     if (job->to == TO_INT16) {
-        finish_steps(TO_INT16, job, sums, rows, at, count, (char *)job->y + 2 * place);
+        finish_steps(TO_INT16, job, ends, sums, rows, at, count, (char *)job->y + 2 * place);
+        return;
+    }
+    if (job->to == TO_FLOAT) {
+        finish_floats(job, sums, rows, at, count, scales, (float *)job->y + place);
         return;
     }
     for (int i = 0; i < rows; i++, sums += DOT_COLUMNS, place += job->out_stride) {
-        int32_t room[DOT_COLUMNS];
-        if (job->to == TO_FLOAT) {
-            float *y = (float *)job->y + place;
-            const RowScale *scale = job->start ? NULL : scales + i;
-            finish_float(job, sums, at, scale, whole ? y : (float *)room);
-            if (!whole) copy_part(4, y, room, count);
-        } else {
-            int32_t *y = (int32_t *)job->y + place;
-            finish_int32(job, sums, at, whole ? y : room);
-            if (!whole) copy_part(4, y, room, count);
-        }
+        int32_t room[DOT_COLUMNS], *y = (int32_t *)job->y + place;
+        finish_int32(job, sums, at, whole ? y : room);
+        if (!whole) copy_part(4, y, room, count);
     }
 }
 
 /* name: tiles of one form, in a function of their own. Among other code GCC 12 keeps its constants in
  * registers and a sum in memory, which made widened tiles take 1.35 times as long. */
-#define TILE_CASE(form, n)                                                                      \
-    case n: dot_tile(form, n, left, stride, panel, orders, steps, sums); break;
+#define TILE_CASE(form, n, vectors)                                                             \
+    case n: dot_tile(form, n, vectors, left, stride, panel, orders, steps, sums); break;
 #if DOT_VNNI
-#define TALL_TILES(form) TILE_CASE(form, 7) TILE_CASE(form, 8)
+#define TALL_TILES(form, vectors) TILE_CASE(form, 7, vectors) TILE_CASE(form, 8, vectors)
 #else
-#define TALL_TILES(form)
+#define TALL_TILES(form, vectors)
 #endif
-#define DEFINE_TILES(name, form)                                                                \
+#define DEFINE_TILES(name, form, vectors)                                                       \
     static __attribute__((noinline)) void name(                                                 \
         int rows, const uint8_t *left, int64_t stride, const int8_t *panel,                     \
         const uint32_t *orders, int64_t steps, int32_t *sums)                                   \
     {                                                                                           \
         switch (rows) {                                                                         \
-            TILE_CASE(form, 1) TILE_CASE(form, 2) TILE_CASE(form, 3) TILE_CASE(form, 4)         \
-            TILE_CASE(form, 5) TILE_CASE(form, 6) TALL_TILES(form)                              \
+            TILE_CASE(form, 1, vectors) TILE_CASE(form, 2, vectors) TILE_CASE(form, 3, vectors) \
+            TILE_CASE(form, 4, vectors) TILE_CASE(form, 5, vectors) TILE_CASE(form, 6, vectors) \
+            TALL_TILES(form, vectors)                                                           \
         }                                                                                       \
     }
-DEFINE_TILES(whole_tile, DOT_WHOLE)
+/* A last panel of few columns is multiplied by its first vector alone. */
+#define DEFINE_TILES_OF(name, form)                                                             \
+    DEFINE_TILES(name##_tile, form, DOT_VECTORS)                                                \
+    DEFINE_TILES(name##_part, form, 1)
+DEFINE_TILES_OF(whole, DOT_WHOLE)
 #if DOT_HAS_PAIRED
-DEFINE_TILES(paired_tile, DOT_PAIRED)
-DEFINE_TILES(picked_tile, DOT_PICKED)
-#define TILE_OF(form)                                                                           \
-    ((form) == DOT_PAIRED ? paired_tile : (form) == DOT_PICKED ? picked_tile : whole_tile)
-#else
-#define TILE_OF(form) whole_tile
+DEFINE_TILES_OF(paired, DOT_PAIRED)
+DEFINE_TILES_OF(picked, DOT_PICKED)
 #endif
+
+typedef void Tile(int, const uint8_t *, int64_t, const int8_t *, const uint32_t *, int64_t,
+                  int32_t *);
+
+INLINE Tile *tile_of(int form, int64_t columns)
+{
+    const int few = columns <= F32_LANES;
+#if DOT_HAS_PAIRED
+    if (form == DOT_PAIRED) return few ? paired_part : paired_tile;
+    if (form == DOT_PICKED) return few ? picked_part : picked_tile;
+#endif
+    return few ? whole_part : whole_tile;
+}
 
 INLINE Span span_of(int form, const Job *job, int64_t panel)
 {
@@ -455,13 +567,14 @@ INLINE void multiply_tile(int form, const Job *job, int rows, int64_t first, int
                           int64_t group, int64_t first_panel, int64_t last_panel,
                           const Block *block)
 {
+    const Ends ends = ends_of(job);
+    int32_t sums[DOT_ROWS * DOT_COLUMNS] __attribute__((aligned(64)));
     for (int64_t panel = first_panel; panel < last_panel; panel++) {
         Span span = span_of(form, job, group * job_panels(job) + panel);
-        int32_t sums[DOT_ROWS * DOT_COLUMNS] __attribute__((aligned(64)));
-        TILE_OF(form)(rows, block->left + row * block->stride, block->stride,
-                      job->panels + span.group * dot_step(form), job->orders + span.word,
-                      span.steps, sums);
-        finish_sums(job, sums, rows, first + row, group, panel, block->scales + row);
+        Tile *tile = tile_of(form, job->columns - panel * DOT_COLUMNS);
+        tile(rows, block->left + row * block->stride, block->stride,
+             job->panels + span.group * dot_step(form), job->orders + span.word, span.steps, sums);
+        finish_sums(job, ends, sums, rows, first + row, group, panel, block->scales + row);
     }
 }
 

@@ -13,10 +13,11 @@ from fastvq._kernels.jobs cimport (
 )
 
 cdef extern from "int8_depthwise.h" nogil:
-    int64_t depthwise_bytes(int64_t taps, int64_t channels, int64_t stride)
+    int64_t depthwise_bytes(int64_t height, int64_t width, int64_t channels, int64_t stride)
     void depthwise_block(const Job *, int64_t, int64_t, char *)
-    int64_t tap_count "tap_words"(int64_t taps, int64_t channels)
-    void put_tap(int64_t taps, int64_t tap, int64_t channel, int8_t weight, int32_t *packed)
+    int64_t tap_count "tap_words"(int64_t height, int64_t width, int64_t channels)
+    void put_tap(int64_t height, int64_t width, int64_t y, int64_t x, int64_t channel,
+                 int8_t weight, int32_t *packed)
 
 # Left operands of a block stay in the second-level cache beside a panel.
 cdef enum:
@@ -154,23 +155,24 @@ cdef int32_t pack_column(
     return total
 
 
-def depthwise_scratch(int64_t taps, int64_t channels, int64_t stride):
-    """What a thread needs for itself; stride: of windows along a row."""
-    return depthwise_bytes(taps, channels, stride)
+def depthwise_scratch(int64_t height, int64_t width, int64_t channels, int64_t stride):
+    """What a thread needs for itself; of windows, which lie `stride` apart along a row."""
+    return depthwise_bytes(height, width, channels, stride)
 
 
-def tap_words(int64_t taps, int64_t channels):
+def tap_words(int64_t height, int64_t width, int64_t channels):
     """How many words packed taps take."""
-    return tap_count(taps, channels)
+    return tap_count(height, width, channels)
 
 
-def pack_taps(const int8_t[:, :] weight, int32_t[::1] packed):
-    """weight IN (channels, taps); packed OUT (tap_words,)."""
-    cdef int64_t c, t
+def pack_taps(const int8_t[:, :, ::1] weight, int32_t[::1] packed):
+    """weight IN (channels, height, width); packed OUT (tap_words,)."""
+    cdef int64_t c, y, x, height = weight.shape[1], width = weight.shape[2]
     packed[:] = 0
     for c in range(weight.shape[0]):
-        for t in range(weight.shape[1]):
-            put_tap(weight.shape[1], t, c, weight[c, t], &packed[0])
+        for y in range(height):
+            for x in range(width):
+                put_tap(height, width, y, x, c, weight[c, y, x], &packed[0])
 
 
 cdef void one_task(
@@ -274,7 +276,8 @@ cdef int depthwise(const Call *call) noexcept nogil:
     take_job(&job, call)
     take_window(&job, call)
     job.offset = 0  # taps are no left operands
-    room = depthwise_bytes(job.width, job.columns, job.window.stride_x)
+    room = depthwise_bytes(job.window.kernel_height, job.window.kernel_width, job.columns,
+                           job.window.stride_x)
     for block in prange((job.rows + PLACES - 1) // PLACES, num_threads=call.threads,
                         schedule="dynamic"):
         depthwise_block(&job, block * PLACES, min(<int64_t> PLACES, job.rows - block * PLACES),

@@ -1,71 +1,67 @@
 /* Convolution of bytes with a filter for each channel, lanes over channels.
  *
- * Places beside each other share the loads of their weights, and taps are added two by two. At
- * borders places are taken one by one, and taps outside of the picture see a row of zero points.
+ * Taps are added two by two: those of a column of the window in two of its rows. Output places beside
+ * each other see the same columns, so that a pair is widened once and serves up to PIXELS of them.
+ * What lies outside of the picture is a row of zero points.
  */
 #ifndef FASTVQ_INT8_DEPTHWISE_H
 #define FASTVQ_INT8_DEPTHWISE_H
 
 #include "int8.h"
 
-/* Places of a row of the picture that share the loads of their weights. */
+/* Places of a row of the picture that share what they see. */
 enum { PIXELS = 4 };
 
-/* Taps are added two by two. On x86 without VNNI both are in one word of 32 bits, and pmaddwd
- * multiplies and adds the two; elsewhere each is a word of its own. */
+/* On x86 without VNNI both taps of a pair are in one word of 32 bits, and pmaddwd multiplies and adds
+ * the two; elsewhere each is a word of its own. */
 #if defined(__SSE2__) && !DOT_VNNI
 enum { TAPS_OF_WORD = 2 };
 #else
 enum { TAPS_OF_WORD = 1 };
 #endif
 
-INLINE int64_t tap_pairs(int64_t taps) { return (taps + 1) / 2; }
+/* Vectors of the pairs of a panel's channels. */
+enum { PAIR_VECTORS = 2 / TAPS_OF_WORD * DOT_VECTORS };
 
-/* Words of the packed taps of so many channels: (panels, pairs, 2 / TAPS_OF_WORD, DOT_COLUMNS). */
-INLINE int64_t tap_words(int64_t taps, int64_t channels)
+INLINE int64_t row_pairs(int64_t kernel_height) { return (kernel_height + 1) / 2; }
+
+/* Words of the packed taps of so many channels: (panels, row pairs, columns, 2 / TAPS_OF_WORD,
+ * DOT_COLUMNS). */
+INLINE int64_t tap_words(int64_t kernel_height, int64_t kernel_width, int64_t channels)
 {
-    return padded(channels, DOT_COLUMNS) * tap_pairs(taps) * 2 / TAPS_OF_WORD;
+    return padded(channels, DOT_COLUMNS) * row_pairs(kernel_height) * kernel_width * 2 / TAPS_OF_WORD;
 }
 
-/* Enter a weight into packed taps, which are 0 before. */
-INLINE void put_tap(int64_t taps, int64_t tap, int64_t channel, int8_t weight, int32_t *packed)
+/* Enter the weight of row y and column x into packed taps, which are 0 before. */
+INLINE void put_tap(int64_t kernel_height, int64_t kernel_width, int64_t y, int64_t x,
+                    int64_t channel, int8_t weight, int32_t *packed)
 {
-    int64_t column = channel % DOT_COLUMNS;
-#if defined(__AVX2__) && !DOT_VNNI
-    /* As the halves of registers interleave: 0-3, 8-11, 4-7, 12-15. */
-    column = (column & ~12) | (column & 4) << 1 | (column & 8) >> 1;
-#endif
-    int64_t row = channel / DOT_COLUMNS * tap_pairs(taps) * 2 / TAPS_OF_WORD + tap / TAPS_OF_WORD;
-    uint32_t word = TAPS_OF_WORD == 2 ? (uint32_t)(uint16_t)weight << tap % 2 * 16
-                                      : (uint32_t)(int32_t)weight;
-    packed[row * DOT_COLUMNS + column] |= (int32_t)word;
+    int64_t panel = channel / DOT_COLUMNS * row_pairs(kernel_height) * kernel_width;
+    int64_t row = (panel + y / 2 * kernel_width + x) * 2 / TAPS_OF_WORD;
+    uint32_t word = (uint32_t)(int32_t)weight;
+    if (TAPS_OF_WORD == 2)
+        word = (word & 0xFFFF) << y % 2 * 16;
+    else
+        row += y % 2;
+    packed[row * DOT_COLUMNS + channel % DOT_COLUMNS] |= (int32_t)word;
 }
 
-#if defined(__AVX2__) && !DOT_VNNI
-/* sums of DOT_COLUMNS channels INOUT, lanes as in put_tap: taps at a and b times their weights. */
-INLINE void add_taps(const int8_t *a, const int8_t *b, const i32_lanes *weight, i32_lanes *sum)
+/* pair OUT: the bytes of a panel's channels at a, and those at b beside them. */
+#if DOT_HAS_PAIRED
+INLINE void widen_pair(const int8_t *a, const int8_t *b, i32_lanes *pair)
 {
-    __m256i x = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)a));
-    __m256i y = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)b));
-    sum[0] += (i32_lanes)_mm256_madd_epi16(_mm256_unpacklo_epi16(x, y), (__m256i)weight[0]);
-    sum[1] += (i32_lanes)_mm256_madd_epi16(_mm256_unpackhi_epi16(x, y), (__m256i)weight[1]);
-}
-
-INLINE void in_order(i32_lanes *sum)
-{
-    __m256i low = (__m256i)sum[0], high = (__m256i)sum[1];
-    sum[0] = (i32_lanes)_mm256_permute2x128_si256(low, high, 0x20);
-    sum[1] = (i32_lanes)_mm256_permute2x128_si256(low, high, 0x31);
+    __m128i x = _mm_loadu_si128((const __m128i *)a), y = _mm_loadu_si128((const __m128i *)b);
+    pair[0] = (i32_lanes)_mm256_cvtepi8_epi16(_mm_unpacklo_epi8(x, y));
+    pair[1] = (i32_lanes)_mm256_cvtepi8_epi16(_mm_unpackhi_epi8(x, y));
 }
 #elif defined(__SSE2__) && !DOT_VNNI
-INLINE void add_taps(const int8_t *a, const int8_t *b, const i32_lanes *weight, i32_lanes *sum)
+INLINE void widen_pair(const int8_t *a, const int8_t *b, i32_lanes *pair)
 {
-    __m128i x = (__m128i)dot_right(DOT_WHOLE, a), y = (__m128i)dot_right(DOT_WHOLE, b);
-    sum[0] += (i32_lanes)_mm_madd_epi16(_mm_unpacklo_epi16(x, y), (__m128i)weight[0]);
-    sum[1] += (i32_lanes)_mm_madd_epi16(_mm_unpackhi_epi16(x, y), (__m128i)weight[1]);
+    __m128i x = _mm_loadl_epi64((const __m128i *)a), y = _mm_loadl_epi64((const __m128i *)b);
+    __m128i both = _mm_unpacklo_epi8(x, y);
+    pair[0] = (i32_lanes)_mm_srai_epi16(_mm_unpacklo_epi8(both, both), 8);
+    pair[1] = (i32_lanes)_mm_srai_epi16(_mm_unpackhi_epi8(both, both), 8);
 }
-
-INLINE void in_order(i32_lanes *sum) { (void)sum; }
 #else
 /* As many bytes as there are lanes, as numbers of 32 bits. By name: GCC 12 makes a conversion of
  * vectors one by one of 8 bytes. */
@@ -80,101 +76,160 @@ INLINE i32_lanes widened(const int8_t *bytes)
 #endif
 }
 
-INLINE void add_taps(const int8_t *a, const int8_t *b, const i32_lanes *weight, i32_lanes *sum)
+INLINE void widen_pair(const int8_t *a, const int8_t *b, i32_lanes *pair)
 {
-    UNROLL for (int v = 0; v < DOT_VECTORS; v++)
-        sum[v] += widened(a + v * F32_LANES) * weight[v]
-                  + widened(b + v * F32_LANES) * weight[DOT_VECTORS + v];
+    UNROLL for (int v = 0; v < DOT_VECTORS; v++) {
+        pair[v] = widened(a + v * F32_LANES);
+        pair[DOT_VECTORS + v] = widened(b + v * F32_LANES);
+    }
 }
-
-INLINE void in_order(i32_lanes *sum) { (void)sum; }
 #endif
 
-/* A row of zero points, as long as PIXELS places read from. */
-INLINE int64_t outside_bytes(int64_t channels, int64_t stride)
+/* sum INOUT of a panel's channels: a pair times its weights. */
+INLINE void add_pair(const i32_lanes *pair, const int32_t *weight, i32_lanes *sum)
 {
-    return padded((PIXELS - 1) * stride * channels + padded(channels, DOT_COLUMNS), 64);
+    UNROLL for (int v = 0; v < PAIR_VECTORS; v++) {
+        i32_lanes w;
+        memcpy(&w, weight + v * F32_LANES, sizeof w);
+#if DOT_HAS_PAIRED
+        sum[v] += (i32_lanes)_mm256_madd_epi16((__m256i)pair[v], (__m256i)w);
+#elif defined(__SSE2__) && !DOT_VNNI
+        sum[v] += (i32_lanes)_mm_madd_epi16((__m128i)pair[v], (__m128i)w);
+#else
+        sum[v % DOT_VECTORS] += pair[v] * w;
+#endif
+        OPAQUE(sum[v % DOT_VECTORS]); /* GCC 12 keeps all products to add them in another order */
+    }
 }
 
-/* What scratch a thread needs for so many taps and channels, and this step along a row. */
-INLINE int64_t depthwise_bytes(int64_t taps, int64_t channels, int64_t stride)
+/* What a thread needs for itself: where taps lie, and a row of zero points. */
+INLINE int64_t most_taps(int64_t kernel_height, int64_t kernel_width, int64_t stride)
 {
-    return padded(2 * tap_pairs(taps) * (int64_t)sizeof(void *), 64)
-           + outside_bytes(channels, stride);
+    return padded(2 * row_pairs(kernel_height) * ((PIXELS - 1) * stride + kernel_width), 8);
 }
 
-/* Where each tap's channels lie for one output place; those outside see the row `outside`. What
- * has no partner stands beside itself: its partner's weight is 0. */
-INLINE void find_taps(const Job *job, const Place *place, const int8_t *outside, const int8_t **tap)
+INLINE int64_t depthwise_bytes(int64_t kernel_height, int64_t kernel_width, int64_t channels,
+                               int64_t stride)
+{
+    return most_taps(kernel_height, kernel_width, stride) * (int64_t)sizeof(void *)
+           + padded(padded(channels, DOT_COLUMNS), 64);
+}
+
+/* tap OUT (row pairs, columns, 2): where channels lie that are seen from a place on in so many columns;
+ * outside of the picture, the row `outside`. A row without a partner stands beside itself: its
+ * partner's weight is 0. */
+INLINE void find_taps(const Job *job, const Place *place, int64_t columns, const int8_t *outside,
+                      const int8_t **tap)
 {
     const Window *w = &job->window;
-    for (int64_t ky = 0; ky < w->kernel_height; ky++) {
-        int64_t y = place->top + ky * w->dilation_y;
-        for (int64_t kx = 0; kx < w->kernel_width; kx++) {
-            int64_t x = place->left + kx * w->dilation_x;
-            int inside = y >= 0 && y < w->height && x >= 0 && x < w->width;
-            *tap++ = inside ? place->picture + (y * w->width + x) * w->channels : outside;
+    const int64_t by_column = w->dilation_x * w->channels;
+    const int within = place->left >= 0 && place->left + (columns - 1) * w->dilation_x < w->width;
+    for (int64_t ky = 0; ky < 2 * row_pairs(w->kernel_height); ky++) {
+        int64_t y = place->top + (ky < w->kernel_height ? ky : ky - 1) * w->dilation_y;
+        int64_t x = place->left;
+        const int8_t **at = tap + ky / 2 * columns * 2 + ky % 2;
+        const int8_t *row = place->picture + (y * w->width + x) * w->channels;
+        if (y < 0 || y >= w->height) {
+            for (int64_t c = 0; c < columns; c++, at += 2) *at = outside;
+        } else if (within) {
+            for (int64_t c = 0; c < columns; c++, at += 2, row += by_column) *at = row;
+        } else {
+            for (int64_t c = 0; c < columns; c++, at += 2, x += w->dilation_x, row += by_column)
+                *at = x >= 0 && x < w->width ? row : outside;
         }
     }
-    *tap = tap[-1];
 }
 
-/* Whether this place and the next ones of its row see nothing to the left or right of the picture:
- * above and below they all do, or none does. */
-INLINE int inside_of_width(const Window *w, const Place *place)
+/* sum INOUT of `pixels` places: what column `c` of their windows adds, which are `width` columns wide
+ * and lie `stride` columns apart; of a pair of rows. tap: of the first column. */
+INLINE void add_column(int pixels, int64_t width, int64_t stride, int64_t c,
+                       const int8_t *const *tap, int64_t channel, int64_t count,
+                       const int32_t *weight, i32_lanes (*sum)[DOT_VECTORS])
 {
-    int64_t last = (PIXELS - 1) * w->stride_x + (w->kernel_width - 1) * w->dilation_x;
-    return place->left >= 0 && place->left + last < w->width;
+    const int8_t *a = tap[2 * c] + channel, *b = tap[2 * c + 1] + channel;
+    int8_t rest[2][DOT_COLUMNS];
+    i32_lanes pair[PAIR_VECTORS];
+    if (count < DOT_COLUMNS) { /* nothing is read behind the last picture */
+        memcpy(rest[0], a, (size_t)count);
+        memcpy(rest[1], b, (size_t)count);
+        a = rest[0], b = rest[1];
+    }
+    widen_pair(a, b, pair);
+    UNROLL for (int p = 0; p < pixels; p++) {
+        const int64_t x = c - p * stride;
+        if (x >= 0 && x < width) add_pair(pair, weight + x * PAIR_VECTORS * F32_LANES, sum[p]);
+    }
 }
 
-/* sums (pixels, DOT_COLUMNS) OUT of the channels from `channel` on, `count` of which there are;
- * what the next pixel sees lies by_pixel bytes on. */
-INLINE void depthwise_tile(int pixels, const int8_t *const *tap, int64_t pairs, int64_t by_pixel,
-                           int64_t channel, int64_t count, const int32_t *weight, int32_t *sums)
+/* sums (pixels, DOT_COLUMNS) OUT of the channels from `channel` on, `count` of which there are, where
+ * windows have `pairs` pairs of rows. */
+INLINE void depthwise_tile(int pixels, int64_t pairs, int64_t width, int64_t stride,
+                           const int8_t *const *tap, int64_t channel, int64_t count,
+                           const int32_t *weight, int32_t *sums)
 {
     i32_lanes sum[PIXELS][DOT_VECTORS];
+    const int64_t columns = (pixels - 1) * stride + width;
     UNROLL for (int p = 0; p < pixels; p++)
         UNROLL for (int v = 0; v < DOT_VECTORS; v++) sum[p][v] = (i32_lanes){0};
-    for (int64_t pair = 0; pair < pairs; pair++, tap += 2) {
-        i32_lanes both[2 / TAPS_OF_WORD * DOT_VECTORS];
-        UNROLL for (int v = 0; v < 2 / TAPS_OF_WORD * DOT_VECTORS; v++, weight += F32_LANES)
-            memcpy(&both[v], weight, sizeof both[v]);
-        UNROLL for (int p = 0; p < pixels; p++) {
-            const int8_t *a = tap[0] + channel + p * by_pixel;
-            const int8_t *b = tap[1] + channel + p * by_pixel;
-            int8_t rest[2][DOT_COLUMNS];
-            if (count < DOT_COLUMNS) { /* nothing is read behind the last picture */
-                memcpy(rest[0], a, (size_t)count);
-                memcpy(rest[1], b, (size_t)count);
-                a = rest[0], b = rest[1];
-            }
-            add_taps(a, b, both, sum[p]);
+    for (int64_t pair = 0; pair < pairs; pair++, tap += 2 * columns) {
+        if (__builtin_constant_p(columns)) {
+            UNROLL for (int64_t c = 0; c < columns; c++)
+                add_column(pixels, width, stride, c, tap, channel, count, weight, sum);
+        } else {
+            for (int64_t c = 0; c < columns; c++)
+                add_column(pixels, width, stride, c, tap, channel, count, weight, sum);
         }
+        weight += width * PAIR_VECTORS * F32_LANES;
     }
-    UNROLL for (int p = 0; p < pixels; p++) {
-        in_order(sum[p]);
+    UNROLL for (int p = 0; p < pixels; p++)
         UNROLL for (int v = 0; v < DOT_VECTORS; v++)
             memcpy(sums + p * DOT_COLUMNS + v * F32_LANES, &sum[p][v], sizeof sum[p][v]);
-    }
 }
 
 /* All channels of some places of a row, the first of which is number `row`. */
-INLINE void depthwise_places(int pixels, const Job *job, int64_t row, const int8_t *const *tap,
-                             RowScale scale)
+INLINE void depthwise_places(int pixels, int64_t pairs, int64_t width, int64_t stride,
+                             const Job *job, int64_t row, const int8_t *const *tap, RowScale scale)
 {
-    int64_t pairs = tap_pairs(job->width), step = pairs * 2 / TAPS_OF_WORD * DOT_COLUMNS;
-    int64_t by_pixel = job->window.stride_x * job->window.channels;
     RowScale scales[PIXELS] = {scale, scale, scale, scale};
     const int32_t *weight = (const int32_t *)job->panels;
-    for (int64_t panel = 0; panel < job_panels(job); panel++, weight += step) {
+    const Ends ends = ends_of(job);
+    for (int64_t panel = 0; panel < job_panels(job); panel++) {
         int32_t sums[PIXELS * DOT_COLUMNS] __attribute__((aligned(64)));
         int64_t channel = panel * DOT_COLUMNS, count = job->columns - channel;
         if (count >= DOT_COLUMNS) /* a constant, so that the compiler drops what is for others */
-            depthwise_tile(pixels, tap, pairs, by_pixel, channel, DOT_COLUMNS, weight, sums);
+            depthwise_tile(pixels, pairs, width, stride, tap, channel, DOT_COLUMNS, weight, sums);
         else
-            depthwise_tile(pixels, tap, pairs, by_pixel, channel, count, weight, sums);
-        finish_sums(job, sums, pixels, row, 0, panel, scales);
+            depthwise_tile(pixels, pairs, width, stride, tap, channel, count, weight, sums);
+        weight += pairs * width * PAIR_VECTORS * F32_LANES;
+        finish_sums(job, ends, sums, pixels, row, 0, panel, scales);
     }
+}
+
+/* The usual windows, 3 x 3 with steps of 1 and 2, in functions of their own. */
+#define DEFINE_PLACES(name, pixels, pairs, width, stride)                                       \
+    static __attribute__((noinline)) void name(const Job *job, int64_t row,                     \
+                                               const int8_t *const *tap, RowScale scale)        \
+    {                                                                                           \
+        depthwise_places(pixels, pairs, width, stride, job, row, tap, scale);                   \
+    }
+#define PAIRS_OF_WINDOW row_pairs(job->window.kernel_height)
+DEFINE_PLACES(places_4_by_1, 4, 2, 3, 1)
+DEFINE_PLACES(places_4_by_2, 4, 2, 3, 2)
+DEFINE_PLACES(places_2_by_1, 2, 2, 3, 1)
+DEFINE_PLACES(places_2_by_2, 2, 2, 3, 2)
+DEFINE_PLACES(one_place, 1, PAIRS_OF_WINDOW, job->window.kernel_width, 1)
+DEFINE_PLACES(some_places, 4, PAIRS_OF_WINDOW, job->window.kernel_width, job->window.stride_x)
+
+typedef void Places(const Job *, int64_t, const int8_t *const *, RowScale);
+
+/* How many of the next `rest` places are taken together, and by whom. */
+INLINE Places *places_of(const Window *w, int64_t rest, int64_t *pixels)
+{
+    const int small = w->kernel_height == 3 && w->kernel_width == 3 && w->stride_x <= 2;
+    *pixels = w->dilation_x != 1 ? 1 : rest >= PIXELS ? PIXELS : rest >= 2 && small ? 2 : 1;
+    if (*pixels == 1) return one_place;
+    if (*pixels == 2) return w->stride_x == 1 ? places_2_by_1 : places_2_by_2;
+    return !small ? some_places : w->stride_x == 1 ? places_4_by_1 : places_4_by_2;
 }
 
 /* Output places first .. first + count. job: groups 1, columns the channels, width the taps, panels
@@ -183,23 +238,19 @@ static void depthwise_block(const Job *job, int64_t first, int64_t count, char *
 {
     const Window *w = &job->window;
     const int8_t **tap = (const int8_t **)scratch;
-    int8_t *outside = (int8_t *)(tap + padded(2 * tap_pairs(job->width), 8));
+    int8_t *outside = (int8_t *)(tap + most_taps(w->kernel_height, w->kernel_width, w->stride_x));
     int32_t filled = 256;
     int64_t pixels;
     Place place = place_of(job, first);
     for (int64_t row = first; row < first + count; row += pixels) {
+        const int64_t left = first + count - row, rest = place.rest < left ? place.rest : left;
+        Places *run = places_of(w, rest, &pixels);
         if (filled != place.scale.zero_point) {
             filled = place.scale.zero_point;
-            memset(outside, filled, (size_t)outside_bytes(job->columns, w->stride_x));
+            memset(outside, filled, (size_t)padded(job->columns, DOT_COLUMNS));
         }
-        pixels = place.rest >= PIXELS && first + count - row >= PIXELS && inside_of_width(w, &place)
-                     ? PIXELS : 1;
-        find_taps(job, &place, outside, tap);
-        RowScale scale = {place.scale.scale, filled};
-        if (pixels == PIXELS)
-            depthwise_places(PIXELS, job, row, tap, scale);
-        else
-            depthwise_places(1, job, row, tap, scale);
+        find_taps(job, &place, (pixels - 1) * w->stride_x + w->kernel_width, outside, tap);
+        run(job, row, tap, (RowScale){place.scale.scale, filled});
         advance(job, &place, pixels, row + pixels);
     }
 }

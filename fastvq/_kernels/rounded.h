@@ -38,6 +38,9 @@ INLINE float rounded_product(float a, float b)
 /* x within bounds; NaN stays: a bound replaces a value only where it is beaten. */
 INLINE f32_lanes bounded(f32_lanes x, float low, float high)
 {
+#if defined(__SSE2__) /* whose minimum of two gives the second where one is NaN, or both are 0 */
+    return f32_min((f32_lanes){0} + high, f32_max((f32_lanes){0} + low, x));
+#endif
     i32_lanes under = x < low, over = x > high;
     return (f32_lanes)((under & (i32_lanes)((f32_lanes){0} + low)) |
                        (over & (i32_lanes)((f32_lanes){0} + high)) |

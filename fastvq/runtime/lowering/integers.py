@@ -58,11 +58,11 @@ class _Depthwise:
         kernel = module("int8")
         self.form = kernel.WHOLE
         channels = len(weight)
-        taps = weight.reshape(channels, -1)
+        taps = weight.reshape(channels, *_height_and_width(weight.shape[1:-1]))
         room = -(-channels // kernel.COLUMNS) * kernel.COLUMNS
-        packed = np.empty(kernel.tap_words(taps.shape[1], channels), np.int32)
-        kernel.pack_taps(taps, packed)
-        sums = taps.sum(axis=1, dtype=np.int64)
+        packed = np.empty(kernel.tap_words(*taps.shape[1:], channels), np.int32)
+        kernel.pack_taps(np.ascontiguousarray(taps), packed)
+        sums = taps.sum(axis=(1, 2), dtype=np.int64)
 
         def per_channel(values, dtype):
             out = np.zeros(room, dtype)
@@ -82,6 +82,11 @@ class _Depthwise:
             None if bias is None else per_channel(bias, np.float32),
             table,
         ]
+
+
+def _height_and_width(kernel):
+    """Of a window; one dimension is a picture of height 1."""
+    return kernel if len(kernel) == 2 else (1, *kernel)
 
 
 def _bounds(attributes, dtype=np.int8):
@@ -204,7 +209,8 @@ def convolution(node, inputs, outputs, plan):
     kernel = module("int8")
     if depthwise:
         columns, groups = weight.shape[0], 1
-        size = kernel.depthwise_scratch(width, columns, [1, *attributes.get("strides", ())][-1])
+        stride = [1, *attributes.get("strides", ())][-1]
+        size = kernel.depthwise_scratch(*_height_and_width(weight.shape[1:-1]), columns, stride)
     else:
         size = kernel.scratch_bytes(layer.form, places, width)
     padding = 0 if dynamic else attributes.get("x_zero_point", 0)
