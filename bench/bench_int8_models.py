@@ -161,14 +161,19 @@ def openvino_contestant(name, n_threads):
     return sessions.openvino_call(quantized_onnx(name, "static"), n_threads)
 
 
-def fastvq_contestant(kind, name, n_threads):
+@cache
+def compressed_model(kind, name):
+    """Ours, made once for all numbers of threads."""
     import fastvq
 
     model, inputs = MODELS[name]()
     if kind == "float32":
-        compressed = fastvq.compress(model, inputs(2))
-    else:
-        compressed = fastvq.compress(model, examples(name), scheme="int8", activations=kind)
+        return fastvq.compress(model, inputs(2))
+    return fastvq.compress(model, examples(name), scheme="int8", activations=kind)
+
+
+def fastvq_contestant(kind, name, n_threads):
+    compressed = compressed_model(kind, name)
     return lambda *x: compressed(*x, n_threads=n_threads)
 
 

@@ -186,11 +186,37 @@ INLINE void dot_groups(int form, int rows, int vectors, const uint8_t *left, int
     }
 }
 
-/* The groups that one shuffle picks, and how a pick begins: with how many of them there are, and by
- * how many values the next one lies further on. Then come the numbers of their values, in bytes. */
-enum { DOT_PICK = 8, DOT_PICK_COUNT = 0xFF, DOT_PICK_ADVANCE = 8 };
+/* The groups that one shuffle picks, and how a pick begins: with how many of them there are, how many
+ * twos of them may be added in 16 bits, and by how many values the next one lies further on. Then come
+ * the numbers of their values, in bytes. */
+enum { DOT_PICK = 8, DOT_PICK_COUNT = 0xFF, DOT_PICK_DOUBLES = 8, DOT_PICK_ADVANCE = 16 };
 
 #if DOT_HAS_PAIRED
+/* dot_groups of groups two by two, whose sums of pairs have room for each other in 16 bits. */
+INLINE void dot_doubles(int rows, int vectors, const uint8_t *left, int64_t stride,
+                        const int8_t *panel, int64_t doubles, i32_lanes (*sum)[DOT_VECTORS])
+{
+    const int step = dot_step(DOT_PAIRED);
+    for (; doubles > 0; doubles--, left += 8, panel += 2 * step) {
+        if (rows <= DOT_FEW_ROWS) {
+            __builtin_prefetch(panel + DOT_AHEAD);
+            __builtin_prefetch(panel + DOT_AHEAD + step);
+        }
+        UNROLL for (int i = 0; i < rows; i++) {
+            __m256i one = (__m256i)dot_spread(left + i * stride);
+            __m256i other = (__m256i)dot_spread(left + i * stride + 4);
+            const int8_t *right = panel;
+            __asm__ volatile("" : "+r"(right)); /* read anew, or sums are kept in memory instead */
+            UNROLL for (int v = 0; v < vectors; v++, right += 4 * F32_LANES) {
+                __m256i a = _mm256_maddubs_epi16(one, (__m256i)dot_right(DOT_PAIRED, right));
+                __m256i b = _mm256_maddubs_epi16(other, (__m256i)dot_right(DOT_PAIRED, right + step));
+                __m256i both = _mm256_add_epi16(a, b);
+                sum[i][v] += (i32_lanes)_mm256_madd_epi16(both, _mm256_set1_epi16(1));
+            }
+        }
+    }
+}
+
 /* picked OUT (rows, 4 * DOT_PICK): of each row's DOT_CHOICE values those that orders name. */
 INLINE void dot_pick(int rows, const uint8_t *left, int64_t stride, const uint32_t *orders,
                      uint8_t *picked)
@@ -208,6 +234,12 @@ INLINE void dot_pick(int rows, const uint8_t *left, int64_t stride, const uint32
     }
 }
 #else
+INLINE void dot_doubles(int rows, int vectors, const uint8_t *left, int64_t stride,
+                        const int8_t *panel, int64_t doubles, i32_lanes (*sum)[DOT_VECTORS])
+{
+    (void)rows, (void)vectors, (void)left, (void)stride, (void)panel, (void)doubles, (void)sum;
+}
+
 INLINE void dot_pick(int rows, const uint8_t *left, int64_t stride, const uint32_t *orders,
                      uint8_t *picked)
 {
@@ -230,12 +262,15 @@ INLINE void dot_tile(int form, int rows, int vectors, const uint8_t *left, int64
         dot_pick(rows, left, stride, orders + 1, picked[0][0]);
         for (int64_t step = 0; step < steps; step++) {
             const uint32_t groups = *orders & DOT_PICK_COUNT;
+            const uint32_t doubles = *orders >> DOT_PICK_DOUBLES & DOT_PICK_COUNT;
+            const uint8_t *first = picked[step & 1][0];
             left += *orders >> DOT_PICK_ADVANCE;
             orders += 1 + groups;
             if (step + 1 < steps)
                 dot_pick(rows, left, stride, orders + 1, picked[~step & 1][0]);
-            dot_groups(DOT_PAIRED, rows, vectors, picked[step & 1][0], sizeof **picked, panel,
-                       groups, sum);
+            dot_doubles(rows, vectors, first, sizeof **picked, panel, doubles, sum);
+            dot_groups(DOT_PAIRED, rows, vectors, first + 8 * doubles, sizeof **picked,
+                       panel + 2 * doubles * dot_step(form), groups - 2 * doubles, sum);
             panel += groups * dot_step(form);
         }
     } else

@@ -7,7 +7,7 @@ from libc.string cimport memset
 from fastvq._kernels.call cimport Call, entry
 from fastvq._kernels.jobs cimport (
     DOT_CHOICE, DOT_COLUMNS, DOT_MOST_GROUPS, DOT_PAIRED, DOT_PICK, DOT_PICK_ADVANCE,
-    DOT_PICK_COUNT, DOT_PICKED, DOT_ROWS, DOT_WHOLE, TO_FLOAT, Job, RowScale, Span, Window,
+    DOT_PICK_COUNT, DOT_PICK_DOUBLES, DOT_PICKED, DOT_ROWS, DOT_WHOLE, TO_FLOAT, Job, RowScale, Span, Window,
     block_bytes, dot_group, dot_offset, dot_step, int8_fill, int8_multiply, job_panels,
     quantize_row, row_scale,
 )
@@ -41,14 +41,15 @@ cdef extern from *:
 cdef extern from "pairing.h" nogil:
     enum:
         ALONE
-    int find_orders(const int8_t *weight, int64_t step, int columns, int count, uint32_t *orders)
+    int find_orders(const int8_t *weight, int64_t step, int columns, int count, uint32_t *orders,
+                    int8_t *doubles)
 
 # The forms of a weight, and whether this level has more than the first; columns of a panel, values
 # that groups pick from, and how many groups there can be of these; the groups of a pick, and where
-# in its first word the step to the next one's values stands.
+# in its first word the number of doubles and the step to the next one's values stand.
 WHOLE, PAIRED, PICKED, CAN_PAIR = DOT_WHOLE, DOT_PAIRED, DOT_PICKED, bool(HAS_PAIRED)
 COLUMNS, CHOICE, GROUPS = DOT_COLUMNS, DOT_CHOICE, DOT_MOST_GROUPS
-PICK, ADVANCE = DOT_PICK, DOT_PICK_ADVANCE
+PICK, DOUBLES, ADVANCE = DOT_PICK, DOT_PICK_DOUBLES, DOT_PICK_ADVANCE
 
 
 def group(int form):
@@ -103,11 +104,15 @@ def pack(int form, const int8_t[:, :] weight, int8_t[::1] panels, int32_t[::1] c
                     weight.strides[1], &panels[0], &column_sums[0])
 
 
-def plan_pairs(const int8_t[:, ::1] weight, uint32_t[:, :, ::1] orders, int8_t[:, ::1] counts):
+def plan_pairs(
+    const int8_t[:, ::1] weight, uint32_t[:, :, ::1] orders, int8_t[:, ::1] counts,
+    int8_t[:, ::1] doubles,
+):
     """Groups of a picked weight.
 
     weight IN (n, k); orders OUT (ceil(n / COLUMNS), ceil(k / CHOICE), GROUPS): the numbers of their
-    values; counts OUT: how many groups there are.
+    values; counts OUT: how many groups there are; doubles OUT: how many twos of them come first
+    that are added in 16 bits.
     """
     cdef int64_t n = weight.shape[0], k = weight.shape[1], panel, block, j, f
     with nogil:
@@ -116,7 +121,8 @@ def plan_pairs(const int8_t[:, ::1] weight, uint32_t[:, :, ::1] orders, int8_t[:
                 j, f = panel * DOT_COLUMNS, block * DOT_CHOICE
                 counts[panel, block] = find_orders(
                     &weight[j, f], k, <int> min(n - j, <int64_t> DOT_COLUMNS),
-                    <int> min(k - f, <int64_t> DOT_CHOICE), &orders[panel, block, 0])
+                    <int> min(k - f, <int64_t> DOT_CHOICE), &orders[panel, block, 0],
+                    &doubles[panel, block])
 
 
 def pack_picked(

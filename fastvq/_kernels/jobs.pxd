@@ -12,6 +12,7 @@ cdef extern from "int8.h" nogil:
         DOT_PICK
         DOT_PICK_ADVANCE
         DOT_PICK_COUNT
+        DOT_PICK_DOUBLES
         DOT_ROWS
         DOT_COLUMNS
         FROM_FLOAT
