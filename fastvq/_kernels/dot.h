@@ -20,7 +20,10 @@
  *               which all neighbours may be added in all columns (pairing.h). Of models' weights 1
  *               to 6 % of pairs are too large, so that of 16 columns hardly any group would be left
  *               as it is; but among 32 values there are many ways to make 16 pairs, and one goes.
- *               The rows of a tile are brought into that order 32 values at a time.
+ *               The rows of a tile are brought into that order 32 values at a time. And some of the
+ *               pairs have room for each other: two groups of such are added in 16 bits before they
+ *               are in 32, three multiplications instead of four. Of groups, so go 12 % in a trained
+ *               MLP, 47 % in MobileNetV2, 78 % in MiniLM.
  *
  * Either is exact for every left operand. Zen 3, 1024 rows times 512 x 784 with all that belongs to
  * it, of 207 GOP/s (two multiplications a cycle): 147 widened, 183 paired, 165 picked.
