@@ -15,9 +15,9 @@ __all__ = ["LARGEST_WIDTH", "Packed", "check_sums"]
 # fit in 32 bits. What a bias adds is looked at column by column in `check_sums`.
 LARGEST_WIDTH = 1 << 16
 
-# What a picked weight may take, in groups, for each that there would be if all were full: one of four
-# takes 0.88 of the time of two groups of two. A double saves this much of its two groups, and what is
-# picked takes so many times the time of what stands in order, or with few rows would.
+# What a picked weight may take, in groups, for each that there would be if all were full: one of
+# four takes 0.88 of the time of two groups of two. A double saves this much of its two groups, and
+# what is picked takes so many times the time of what stands in order, or with few rows would.
 MOST_GROUPS, DOUBLE_SAVES, PICKING = 1.1, 0.4, 1.25
 
 
