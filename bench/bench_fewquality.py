@@ -5,19 +5,17 @@ digits). Weights alone are written in few bits, by examples that the judged ones
 "bits" are those of the whole file for each weight. Plain clustering is what others do: k-means on
 the values of each tensor, without scales, weights of values or compensation.
 
-MobileNetV2 and MiniLM are judged as in `bench_quality`; the LSTM reads pictures of Fashion-MNIST
+MobileNetV2 and MiniLM are judged as in `judging`; the LSTM reads pictures of Fashion-MNIST
 line by line, and scikit-learn's MLP the digits: their accuracy on pictures that were held out.
 """
 
 from __future__ import annotations
 
-import sys
 from functools import cache
 
 import numpy as np
 
-from bench import report
-from bench.bench_quality import agreement, crops, halves, likeness, sentences
+from bench import judging, report
 from bench.options import Options
 
 #: what is to be reached, by case and contestant
@@ -58,7 +56,7 @@ def small_models(whole, settings, *examples):
 
     for name, each in settings.items():
         yield name, fastvq.compress(whole, *examples, **each)
-        _say(f"{name}: written")
+        judging.say(f"{name}: written")
     for bits in (3, 4, 5):
         yield f"k-means {bits} bits", clustered(whole, bits)
 
@@ -85,26 +83,22 @@ def measure_mobilenet(options) -> list[dict]:
 
     n, n_seen = (2, 1) if options.quick else (CROPS, CALIBRATION_CROPS)
     whole = fastvq.compress(load_mobilenet(), np.zeros((2, 3, 224, 224), np.float32))
-    ours, others = halves()
-    seen = np.concatenate([crops(name, n_seen, 0) for name in ours])
-    tests = {name: crops(name, n, 1) for name in others}
+    ours, others = judging.halves()
+    seen = np.concatenate([judging.crops(name, n_seen, 0) for name in ours])
+    tests = {name: judging.crops(name, n, 1) for name in others}
     bits = _count(whole) / 8
     settings: dict = {"int8": {"scheme": "int8"}, "int4": {"scheme": "int4", "group": 32}}
     for each in (5.25, 4.25):
         settings[f"auto {each} bits"] = {"scheme": "auto", "size_budget": int(each * bits)}
     if options.quick:
         settings = {"int4": {"scheme": "int4", "compensate": False}}
-    wanted = {name: _batches(whole, x) for name, x in tests.items()}
+    wanted = {name: judging.batches(whole, x) for name, x in tests.items()}
     return [
-        _record("MobileNetV2", name, model, whole, **agreement(
-            {photograph: _batches(model, x) for photograph, x in tests.items()}, wanted
+        _record("MobileNetV2", name, model, whole, **judging.agreement(
+            {photograph: judging.batches(model, x) for photograph, x in tests.items()}, wanted
         ))
         for name, model in small_models(whole, settings, seen)
     ]  # fmt: skip
-
-
-def _batches(model, x, n=32):
-    return np.concatenate([np.asarray(model(x[i : i + n])) for i in range(0, len(x), n)])
 
 
 # -- MiniLM ----------------------------------------------------------------------------------------
@@ -112,27 +106,11 @@ def _batches(model, x, n=32):
 
 def measure_minilm(options) -> list[dict]:
     from fastvq.demo.minilm import compressed
-    from fastvq.runtime import preprocess
 
     n, n_seen = (60, 20) if options.quick else (TEXTS, CALIBRATION_TEXTS)
-    texts = sentences()
-    places = np.arange(n + n_seen) * len(texts) // (n + n_seen)
-    every = (n + n_seen) // n_seen
+    judged, seen = judging.texts(n, n_seen)
     whole = compressed()
-    how = whole.metadata["preprocess"]
-
-    def inputs(numbers):
-        found = preprocess.prepare(how, [texts[p] for p in numbers])
-        return tuple(found[name] for name in whole.input_names)
-
-    seen = inputs(places[::every][:n_seen])
-    judged = np.delete(places, np.arange(len(places))[::every][:n_seen])
-
-    def vectors(model):
-        parts = [model(*inputs(judged[i : i + 50])) for i in range(0, len(judged), 50)]
-        return np.concatenate(parts)
-
-    wanted = vectors(whole)
+    wanted = judging.vectors(whole, whole, judged)
     settings: dict = {
         "int8": {"scheme": "int8"},
         "int4": {"scheme": "int4", "group": 32},
@@ -141,8 +119,14 @@ def measure_minilm(options) -> list[dict]:
     if options.quick:
         settings = {"int4": {"scheme": "int4", "compensate": False}}
     return [
-        _record("MiniLM", name, model, whole, **likeness(vectors(model), wanted))
-        for name, model in small_models(whole, settings, seen)
+        _record(
+            "MiniLM",
+            name,
+            model,
+            whole,
+            **judging.likeness(judging.vectors(model, whole, judged), wanted),
+        )
+        for name, model in small_models(whole, settings, judging.as_read(whole, seen))
     ]
 
 
@@ -171,7 +155,7 @@ def measure_lstm(options) -> list[dict]:
         }
         examples = seen, seen_labels.astype(np.int64)
         _seed(found, whole, small_models(whole, settings, *examples), tests, labels)
-        _say(f"LSTM, seed {seed}: {found[None][-1]:.4f}")
+        judging.say(f"LSTM, seed {seed}: {found[None][-1]:.4f}")
     return _over_seeds("LSTM", found)
 
 
@@ -287,15 +271,7 @@ _COLUMNS = {
 
 
 def measure(options: Options) -> dict:
-    records = []
-    for case, run in CASES.items():
-        if options.only.lower() in case.lower():
-            records += run(options)
-    return {"records": records}
-
-
-def _say(text):
-    print(text, file=sys.stderr)
+    return judging.measured(CASES, options)
 
 
 def tables(measured: dict) -> str:

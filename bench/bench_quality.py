@@ -13,7 +13,6 @@ nearest of the other texts is the same. Fashion-MNIST: accuracy of networks trai
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
 from functools import cache
 from itertools import pairwise
@@ -21,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench import report, sessions
+from bench import judging, report, sessions
 from bench.options import Options
 
 #: what is to be reached, by case and contestant: measure to (comparison, value)
@@ -36,61 +35,9 @@ WANTED_LEAD = 0.02
 #: of accuracy, mean of the seeds
 WANTED_DROP = 0.003
 
-PHOTOGRAPHS = {
-    "skimage": (
-        "data/astronaut.png data/brick.png data/camera.png data/chelsea.png data/coffee.png "
-        "data/coins.png data/grass.png data/gravel.png data/hubble_deep_field.jpg data/ihc.png "
-        "data/moon.png data/motorcycle_left.png data/retina.jpg data/rocket.jpg"
-    ),  # of the stereo pair one
-    "sklearn": "datasets/images/china.jpg datasets/images/flower.jpg",
-}
 CROPS, CALIBRATION_CROPS = 64, 8  # of each photograph
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pictures
-CONFIDENT, CLEAR = 0.5, 0.02  # probability of the likeliest class; lead in cosine
 SENTENCES, CALIBRATION_SENTENCES = 1000, 200
 SEEDS = 5
-
-
-# -- photographs ---------------------------------------------------------------------------------
-
-
-@cache
-def photographs() -> dict[str, np.ndarray]:
-    """All photographs, (height, width, 3) uint8, by name."""
-    from fastvq import images
-    from fastvq.demo.mobilenet import file_of
-
-    found = {}
-    for module, names in PHOTOGRAPHS.items():
-        for name in names.split():
-            picture = images.read_picture(file_of(module, name, module))
-            picture = picture if picture.shape[-1] >= 3 else np.repeat(picture, 3, axis=-1)
-            found[Path(name).stem] = picture[..., :3]
-    return dict(sorted(found.items()))
-
-
-def crops(name, n, seed) -> np.ndarray:
-    """Random squares of a photograph as ImageNet's networks take them: (n, 3, 224, 224)."""
-    from PIL import Image
-
-    picture, rng = photographs()[name], np.random.default_rng([seed, *name.encode()])
-    height, width = picture.shape[:2]
-    found = np.empty((n, 224, 224, 3), np.float32)
-    for out in found:
-        side = int(min(height, width) * rng.uniform(0.35, 1))
-        top, left = rng.integers(height - side + 1), rng.integers(width - side + 1)
-        square = np.ascontiguousarray(picture[top : top + side, left : left + side])
-        out[:] = np.asarray(Image.fromarray(square).resize((224, 224), Image.Resampling.BILINEAR))
-        if rng.random() < 0.5:
-            out[:] = out[:, ::-1].copy()
-    found = (found / 255 - np.float32(MEAN)) / np.float32(STD)
-    return np.ascontiguousarray(found.transpose(0, 3, 1, 2))
-
-
-def halves():
-    """Two lists of names: every other photograph, so that both have some of each kind."""
-    names = [*photographs()]
-    return names[::2], names[1::2]
 
 
 # -- MobileNetV2 ---------------------------------------------------------------------------------
@@ -104,23 +51,23 @@ def measure_mobilenet(options) -> list[dict]:
     whole = fastvq.compress(load_mobilenet(), np.zeros((2, 3, 224, 224), np.float32))
     logits: dict = {}
     sizes: dict = {}
-    for ours, others in (halves(), halves()[::-1]):
-        calibration = np.concatenate([crops(name, n_calibration, 0) for name in ours])
-        tests = {name: crops(name, n, 1) for name in others}
+    for ours, others in (judging.halves(), judging.halves()[::-1]):
+        calibration = np.concatenate([judging.crops(name, n_calibration, 0) for name in ours])
+        tests = {name: judging.crops(name, n, 1) for name in others}
         models = dict(_ours(whole, calibration, sizes))
         models |= dict(_onnxruntime("mobilenet", whole, calibration, sizes, options))
         for name, x in tests.items():
-            logits.setdefault("float", {})[name] = _batches(whole, x)
+            logits.setdefault("float", {})[name] = judging.batches(whole, x)
             for who, model in models.items():
-                logits.setdefault(who, {})[name] = _batches(model, x)
-            _say(f"MobileNetV2 on {name}: {_progress(logits, name)}")
+                logits.setdefault(who, {})[name] = judging.batches(model, x)
+            judging.say(f"MobileNetV2 on {name}: {_progress(logits, name)}")
     wanted = logits.pop("float")
     return [
         {
             "case": "MobileNetV2",
             "name": who,
             "threads": 1,
-            **agreement(found, wanted),
+            **judging.agreement(found, wanted),
             "size": round(sizes[who], 4),
         }
         for who, found in logits.items()
@@ -131,7 +78,7 @@ def _progress(logits, name):
     """What the models gave on one photograph, in words: a run takes long."""
     wanted = {name: logits["float"][name]}
     found = {
-        who: agreement({name: given[name]}, wanted)
+        who: judging.agreement({name: given[name]}, wanted)
         for who, given in logits.items()
         if who != "float"
     }
@@ -145,48 +92,8 @@ def _ours(whole, calibration, sizes):
         small = fastvq.compress(whole, calibration, scheme="int8", activations=activations)
         who = f"fastvq {activations}"
         sizes[who] = small.nbytes / whole.nbytes
-        _say(f"{who}: calibrated")
+        judging.say(f"{who}: calibrated")
         yield who, small
-
-
-def agreement(found, wanted) -> dict:
-    """How near logits of photographs, {name: (n, classes)}, are to those of the float network."""
-    names = [*wanted]
-    same = [(found[n].argmax(axis=1) == wanted[n].argmax(axis=1)) for n in names]
-    sure = [_probability(wanted[n]) >= CONFIDENT for n in names]
-    noise = sum(((np.float64(found[n]) - wanted[n]) ** 2).sum() for n in names)
-    signal = sum((np.float64(wanted[n]) ** 2).sum() for n in names)
-    low, high = interval(same)
-    all_same, all_sure = np.concatenate(same), np.concatenate(sure)
-    return {
-        "agreement": round(float(all_same.mean()), 4),
-        "low": round(low, 4),
-        "high": round(high, 4),
-        "confident": round(float(all_same[all_sure].mean()), 4) if all_sure.any() else None,
-        "SQNR dB": round(float(10 * np.log10(signal / noise)), 2),
-        "crops": len(all_same),
-        "confident crops": int(all_sure.sum()),
-        "by photograph": " ".join(f"{n}:{s.mean():.3f}" for n, s in zip(names, same, strict=True)),
-    }
-
-
-def _probability(logits):
-    odds = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return 1 / odds.sum(axis=1)
-
-
-def interval(groups, draws=5000):
-    """95 % interval of the mean of all values, groups (photographs) drawn anew with replacement."""
-    rng = np.random.default_rng(0)
-    sums, counts = np.array([[g.sum(), len(g)] for g in groups], np.float64).T
-    chosen = rng.integers(len(sums), size=(draws, len(sums)))
-    means = sums[chosen].sum(axis=1) / counts[chosen].sum(axis=1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
-
-
-def _batches(model, x, n=32):
-    return np.concatenate([np.asarray(model(x[i : i + n])) for i in range(0, len(x), n)])
 
 
 # -- onnxruntime ---------------------------------------------------------------------------------
@@ -212,7 +119,7 @@ def _onnxruntime(case, whole, calibration, sizes, options):
         for who, method in kinds:
             _static(prepared, out, method, calibration)
             sizes[who] = out.stat().st_size / path.stat().st_size
-            _say(f"{who}: calibrated")
+            judging.say(f"{who}: calibrated")
             yield who, _session(out)
         _dynamic(prepared, out)
         who = "onnxruntime dynamic"
@@ -288,51 +195,20 @@ class _silent:
 # -- MiniLM --------------------------------------------------------------------------------------
 
 
-@cache
-def sentences() -> list[str]:
-    """Short texts of Debian's fortunes, each once, in the order of files."""
-    folder = Path("/usr/share/games/fortunes")
-    if not folder.is_dir():
-        raise FileNotFoundError("texts are not here: apt install fortunes")
-    found = {}
-    for path in sorted(p for p in folder.iterdir() if not p.suffix and p.name != "ascii-art"):
-        for text in path.read_text("utf-8").split("\n%\n"):
-            text = " ".join(text.replace("\b", "").split())
-            if 20 <= len(text) <= 250 and text.isascii():
-                found[text] = None
-    return [*found]
-
-
 def measure_minilm(options) -> list[dict]:
     import fastvq
     from fastvq.demo.minilm import compressed
-    from fastvq.runtime import preprocess
 
-    texts = sentences()
     n, n_calibration = (100, 40) if options.quick else (SENTENCES, CALIBRATION_SENTENCES)
-    places = np.arange(n + n_calibration) * len(texts) // (n + n_calibration)
-    every = n // n_calibration + 1
-    seen = [texts[p] for i, p in enumerate(places) if i % every == 0][:n_calibration]
-    judged = [texts[p] for i, p in enumerate(places) if i % every][:n]
+    judged, seen = judging.texts(n, n_calibration)
     whole = compressed()
-    how = whole.metadata["preprocess"]
-
-    def vectors(model):
-        parts = []
-        for start in range(0, len(judged), 50):
-            inputs = preprocess.prepare(how, judged[start : start + 50])
-            parts.append(model(*(inputs[name] for name in whole.input_names)))
-        return np.concatenate(parts)
-
-    wanted = vectors(whole)
-    inputs = preprocess.prepare(how, seen)
-    calibration = tuple(inputs[name] for name in whole.input_names)
+    wanted, calibration = judging.vectors(whole, whole, judged), judging.as_read(whole, seen)
     models, sizes = {}, {}
     for activations in ("dynamic", "static"):
         small = fastvq.compress(whole, calibration, scheme="int8", activations=activations)
         models[f"fastvq {activations}"] = small
         sizes[f"fastvq {activations}"] = small.nbytes / whole.nbytes
-        _say(f"MiniLM, {activations}: calibrated")
+        judging.say(f"MiniLM, {activations}: calibrated")
     with tempfile.TemporaryDirectory() as folder:
         path, out = Path(folder) / "float.onnx", Path(folder) / "small.onnx"
         path.write_bytes(_exported("minilm"))
@@ -344,34 +220,11 @@ def measure_minilm(options) -> list[dict]:
             "case": "MiniLM",
             "name": who,
             "threads": 1,
-            **likeness(vectors(model), wanted),
+            **judging.likeness(judging.vectors(model, whole, judged), wanted),
             "size": round(sizes[who], 4),
         }
         for who, model in models.items()
     ]
-
-
-def likeness(found, wanted) -> dict:
-    """How near vectors of unit length are to wanted ones, and their nearest neighbours."""
-    near, lead = _nearest(wanted)
-    same = _nearest(found)[0] == near
-    cosine = (found * wanted).sum(axis=1) / np.linalg.norm(found, axis=1)
-    return {
-        "cosine": round(float((cosine / np.linalg.norm(wanted, axis=1)).mean()), 6),
-        "nearest": round(float(same.mean()), 4),
-        "clear nearest": round(float(same[lead > CLEAR].mean()), 4),
-        "texts": len(same),
-        "clear texts": int((lead > CLEAR).sum()),
-    }
-
-
-def _nearest(vectors):
-    """The nearest other vector of each, and its lead in cosine on the second."""
-    vectors = np.float64(vectors)
-    products = vectors @ vectors.T
-    np.fill_diagonal(products, -np.inf)
-    two = np.sort(np.partition(products, -2, axis=1)[:, -2:], axis=1)
-    return products.argmax(axis=1), two[:, 1] - two[:, 0]
 
 
 # -- Fashion-MNIST -------------------------------------------------------------------------------
@@ -396,7 +249,7 @@ def measure_fashion(options) -> list[dict]:
                 small = fastvq.compress(whole, seen, scheme="int8", activations=activations)
                 found.append(_accuracy(small, tests, labels) - scores[-1])
                 sizes[who] = small.nbytes / whole.nbytes
-            _say(f"Fashion-MNIST {case}, seed {seed}: {scores[-1]:.4f}")
+            judging.say(f"Fashion-MNIST {case}, seed {seed}: {scores[-1]:.4f}")
         records += [
             {
                 "case": f"Fashion-MNIST {case}",
@@ -439,7 +292,7 @@ def _trained(case, seed, epochs):
 
 
 def _accuracy(model, x, labels):
-    return float((_batches(model, x, 1000).argmax(axis=1) == labels).mean())
+    return float((judging.batches(model, x, 1000).argmax(axis=1) == labels).mean())
 
 
 # -- the suite -----------------------------------------------------------------------------------
@@ -453,15 +306,7 @@ CASES = {
 
 
 def measure(options: Options) -> dict:
-    records = []
-    for case, run in CASES.items():
-        if options.only.lower() in case.lower():
-            records += run(options)
-    return {"records": records}
-
-
-def _say(text):
-    print(text, file=sys.stderr)
+    return judging.measured(CASES, options)
 
 
 def tables(measured: dict) -> str:
@@ -489,7 +334,9 @@ def tables(measured: dict) -> str:
             ]
             for r in texts
         ]  # fmt: skip
-        about = f"{texts[0]['texts']} texts; {texts[0]['clear texts']} clear by over {CLEAR}."
+        about = (
+            f"{texts[0]['texts']} texts; {texts[0]['clear texts']} clear by over {judging.CLEAR}."
+        )
         parts += [f"{report.table(columns, rows)}\n\n{about}"]
     trained = [r for r in records if "change" in r]
     if trained:

@@ -507,6 +507,6 @@ def gemm_dynamic(X, weight, scale, *, bias=None, low=-np.inf, high=np.inf):
     """Quantized rows, exact sums, and back: one float32 operation after the other."""
     codes, row_scale, zero_point = quantize_rows(X)
     sums = integer_matmul(codes.astype(np.int32) - zero_point[:, None], weight.T)
-    y = sums.astype(np.float32) * row_scale[:, None] * np.asarray(scale, np.float32)
+    y = sums.astype(np.float32) * np.asarray(scale, np.float32) * row_scale[:, None]
     y = y if bias is None else y + np.asarray(bias, np.float32)
     return np.clip(y, np.float32(low), np.float32(high))

@@ -260,8 +260,63 @@ class TestModels:
                 bias_correction=correction, max_samples=None,
             )  # fmt: skip
             means = [first_sums(m, X[:1200]).mean(axis=0) for m in (small, wanted)]
-            shifts.append(np.abs(means[0] - means[1]).max())
-        assert shifts[1] < 1e-4 < shifts[0]
+            shifts.append(np.abs(means[0] - means[1]))
+        # What is left are shifts that the examples do not show to be any.
+        assert shifts[1].mean() < 0.02 * shifts[0].mean() and np.median(shifts[1]) < 1e-4
+
+    @pytest.mark.parametrize("value", [1e4, 1e30, 3e38])
+    def test_one_value_far_out(self, value):
+        """It makes a mean that no other row has anything of: no bias is made for it."""
+        rng = np.random.default_rng(0)
+        weights = {"w": rng.normal(size=(64, 40)) / 6, "b": rng.normal(size=64)}
+        graph = Graph(
+            [Node("Dense", ("x", "w", "b"), ("y",))], [Value("x", "float32", ("N", 40))],
+            [Value("y", "float32", ("N", 64))],
+            {name: Raw(values.astype("f4")) for name, values in weights.items()},
+        )  # fmt: skip
+        model, x = CompressedModel(graph), rng.normal(size=(60, 40)).astype("f4")
+        others = np.delete(x, 7, axis=0)
+        x[7, 3] = value
+        wanted, found = (
+            m(others).astype("f8") for m in (model, fastvq.compress(model, x, scheme="int4"))
+        )
+        assert ((found - wanted) ** 2).sum() < 0.1 * (wanted**2).sum()
+
+    def test_biases_of_filters_of_single_channels(self):
+        """Each has a mean of its own to take back."""
+        rng = np.random.default_rng(0)
+        weights = {"w": rng.normal(size=(128, 3, 3, 1)) / 3, "b": rng.normal(size=128)}
+        graph = Graph(
+            [Node("Conv", ("x", "w", "b"), ("y",), {"groups": 128})],
+            [Value("x", "float32", ("N", 6, 6, 128))], [Value("y", "float32", ("N", 4, 4, 128))],
+            {name: Raw(values.astype("f4")) for name, values in weights.items()},
+        )  # fmt: skip
+        model, x = CompressedModel(graph), rng.normal(1, 1, (40, 6, 6, 128)).astype("f4")
+        shifts = []
+        for correction in (False, True):
+            small = fastvq.compress(model, x, scheme="int4", bias_correction=correction)
+            shifts.append(np.abs((small(x) - model(x)).mean(axis=(0, 1, 2))).mean())
+        assert shifts[1] < 0.2 * shifts[0]
+
+    @pytest.mark.parametrize("scheme", ["int4", "codebook", "float16"])
+    def test_values_that_are_compared_stay_exact(self, scheme):
+        """The number of a bin that is a little off is equal to none."""
+        rng = np.random.default_rng(0)
+        weight = rng.integers(0, 2, (32, 64)) + np.where(np.arange(32) == 5, 1 / 3, 0)[:, None]
+        constants = {"w": weight.astype("f4"), "bins": np.arange(14, 18, dtype="f4").repeat(8)}
+        graph = Graph(
+            [Node("Dense", ("x", "w"), ("counts",)),
+             Node("Binary", ("counts", "bins"), ("y",), {"function": "equal"})],
+            [Value("x", "float32", ("N", 64))], [Value("y", "bool", ("N", 32))],
+            {name: Raw(values) for name, values in constants.items()},
+        )  # fmt: skip
+        x = rng.integers(0, 2, (200, 64)).astype("f4")
+        examples = () if scheme == "float16" else (x,)
+        model = CompressedModel(graph)
+        small = fastvq.compress(model, *examples, scheme=scheme)
+        assert model(x).any()
+        np.testing.assert_array_equal(small(x), model(x))
+        np.testing.assert_array_equal(small.graph.constants["w"].decode(), constants["w"])
 
     def test_schemes_by_name(self, digits):
         model, X, _ = digits

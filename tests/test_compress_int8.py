@@ -198,11 +198,11 @@ def test_compensation(activations):
 
 
 def test_activations_go_into_tables():
-    model, x = mlp()
+    model, _ = mlp()
+    x = RNG.uniform(-1, 1, (300, 40)).astype("f4")  # rows of one range: steps of their own are none
     small = fastvq.compress(model, x, scheme="int8", activations="static")
-    # The first may find its steps as it runs.
-    assert [node.operator for node in small.graph.nodes][-3:] == ["QDense"] * 3
-    assert operators_of(small) <= {"Quantize", "QDense", "DynamicDense"}
+    assert [node.operator for node in small.graph.nodes] == ["Quantize", *["QDense"] * 4]
+    assert [len(node.inputs) for node in small.graph.nodes[1:]] == [4, 5, 5, 4]
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -483,8 +483,8 @@ def test_hard_input(name, activations):
 
 
 @pytest.mark.parametrize("activations", ["dynamic", "static"])
-@pytest.mark.parametrize(("value", "scheme"), [(1e4, "int8"), (1e30, "int8"), (3e38, "float32")])
-def test_one_value_far_out(value, scheme, activations):
+@pytest.mark.parametrize("value", [1e4, 1e30, 3e38])
+def test_one_value_far_out(value, activations):
     """Nothing that is fitted is made for it: other rows are as near as without it."""
     model, x = two_layers(), normal(60, 40)
     x[7, 3] = value
@@ -492,7 +492,51 @@ def test_one_value_far_out(value, scheme, activations):
     small, others = quantizer.transform(model), np.delete(x, 7, axis=0)
     wanted, found = np.float64(model(others)), np.float64(small(others))
     assert ((found - wanted) ** 2).sum() < 10**-3.5 * (wanted**2).sum()
-    assert {row["scheme"] for row in quantizer.layers_} == {scheme}
+    assert {row["scheme"] for row in quantizer.layers_} == {"int8"}
+
+
+def convolutions():
+    d = Drawing("N", 8, 8, 4)
+    x = d.conv(d.conv("x", 4, 32, activation="relu"), 32, 32, groups=32)
+    return d.model(d.conv(x, 32, 8, 1), rank=4), normal(60, 8, 8, 4)
+
+
+@pytest.mark.parametrize("made", [lambda: (two_layers(), normal(60, 40)), convolutions])
+@pytest.mark.parametrize("largest", [1e30, 1e37, 3e38])
+def test_finite_rows_give_finite_answers(made, largest):
+    """Larger than any example by far: steps are found as the model runs."""
+    model, x = made()
+    small = fastvq.compress(model, x, scheme="int8")
+    x /= np.abs(x).max()
+    x[3] *= largest / 8
+    x[7].flat[3] = largest
+    wanted, found = np.float64(model(x)), np.float64(small(x))
+    axes = (*range(1, wanted.ndim),)
+    assert np.isfinite(wanted).all() and np.isfinite(found).all()
+    assert (((found - wanted) ** 2).sum(axes) < 1e-2 * (wanted**2).sum(axes)).all()
+
+
+def test_weights_beyond_the_range_of_sums_stay_float():
+    model, x = two_layers(weight=normal(64, 40) * np.float32(1e36)), normal(60, 40) * 1e-30
+    quantizer = ModelQuantizer().fit(model, x)
+    assert quantizer.layers_[0]["scheme"] == "int8 weights"
+    assert noise(quantizer.transform(model), model, x) > 24
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_rows_that_are_no_numbers(bad):
+    """NaN where steps are found as a model runs; else the end of the range, and for NaN 0."""
+    d = Drawing("N", 40)
+    model, x = d.model(d.dense(d.dense("x", 40, 64), 64, 20)), normal(60, 40)
+    examples = RNG.uniform(-1, 1, (300, 40)).astype("f4")  # whose rows have the same range
+    static = fastvq.compress(model, examples, scheme="int8", activations="static")
+    assert "DynamicDense" not in operators_of(static)
+    x[3, 5] = bad
+    found = fastvq.compress(model, scheme="int8")(x)
+    assert np.isnan(found[3]).all() and np.isfinite(np.delete(found, 3, axis=0)).all()
+    instead = x.copy()
+    instead[3, 5] = np.nan_to_num(bad)
+    np.testing.assert_array_equal(static(x), static(instead))
 
 
 @pytest.mark.parametrize("activations", ["dynamic", "static"])

@@ -84,6 +84,20 @@ def test_rows_of_floats(shape):
             np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.parametrize("size", [1e-34, 3e38])
+def test_rows_at_the_ends_of_float32(size):
+    """What a layer gives is in range, and so is all on the way to it."""
+    rng = np.random.default_rng(0)
+    X, weight = rng.uniform(-1, 1, (9, 70)).astype(np.float32), some_bytes(rng, 30, 70)
+    X *= np.float32(size)
+    scale = np.full(30, 1 / (127 * 70), np.float32)
+    expected = reference.gemm_dynamic(X, weight, scale)
+    found = kernels.gemm_dynamic(X, kernels.Int8Weight(weight), scale)
+    assert_same_bits(found, expected)
+    exact = (np.float64(X) / size) @ (weight.T * np.float64(scale))
+    np.testing.assert_allclose(np.float64(found) / size, exact, atol=0.01)
+
+
 def pairs_of(rng, n, k, share):
     """Weights of which about so many neighbours are as large as can be together."""
     weight = rng.integers(-64, 65, (n, k), dtype=np.int8)

@@ -432,13 +432,14 @@ INLINE void finish_floats(const Job *job, const int32_t *sums, int rows, int64_t
             f32_lanes real;
             memcpy(&sum, sums + v * F32_LANES, sizeof sum);
             if (job->start) {
-                real = __builtin_convertvector(sum + other[v], f32_lanes);
+                real = product(__builtin_convertvector(sum + other[v], f32_lanes), multiplier[v]);
             } else {
                 sum -= other[v] * (scales[i].zero_point + job->offset);
-                real = __builtin_convertvector(sum, f32_lanes);
+                /* The row's scale last: what comes before it stays in range for any row (see the
+                 * definition of DynamicDense). */
+                real = product(__builtin_convertvector(sum, f32_lanes), multiplier[v]);
                 real = product(real, (f32_lanes){0} + scales[i].scale);
             }
-            real = product(real, multiplier[v]);
             if (job->bias) real += bias[v]; /* not always: -0 + 0 is 0 */
             real = bounded(real, job->low, job->high);
             memcpy(out + v * F32_LANES, &real, sizeof real);

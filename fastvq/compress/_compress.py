@@ -8,6 +8,7 @@ import numpy as np
 
 from fastvq._schemes import FEW_BITS, INTEGERS, SCHEMES
 from fastvq.compress._importing import imported
+from fastvq.compress.weights import compared
 from fastvq.runtime import CompressedModel
 from fastvq.runtime.encoding import Raw
 from fastvq.runtime.ops import operators
@@ -109,10 +110,12 @@ def _halved(graph):
 
 
 def _weights(graph):
-    """Names of the constants that are read as weights alone, or not read but given out."""
+    """Names of the constants that are read as weights alone, none of which have to be exact, or not
+    read but given out."""
+    exact = compared(graph)
     uses: dict[str, list[bool]] = {value.name: [True] for value in graph.outputs}
     for node in graph.nodes:
-        weights = operators()[node.operator].weights
+        weights = operators()[node.operator].weights if exact.isdisjoint(node.outputs) else ()
         for place, name in enumerate(node.inputs):
             uses.setdefault(name, []).append(place in weights)
     return [name for name in graph.constants if all(uses.get(name, [False]))]

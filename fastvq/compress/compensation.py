@@ -19,7 +19,9 @@ import numpy as np
 from scipy.linalg import lapack, solve_triangular
 from threadpoolctl import threadpool_limits
 
-__all__ = ["Gram", "compensated", "compensated_groups", "output_error", "refitted_scales"]
+__all__ = [
+    "Gram", "certain_shift", "compensated", "compensated_groups", "output_error", "refitted_scales",
+]  # fmt: skip
 
 _DAMPING = 0.01  # of the mean of the diagonal: GPTQ's
 _PASSES = 2  # over the groups of a weight whose scales are fitted
@@ -248,6 +250,37 @@ def output_error(weight, rounded, gram) -> np.ndarray:
     error = np.asarray(rounded, np.float64) - weight
     with threadpool_limits(1, user_api="blas"):
         return np.einsum("nk,nk->n", error @ gram, error)
+
+
+def certain_shift(weight, rounded, mean, variance, groups=1) -> np.ndarray:
+    """What rounding adds to the mean of each output: (rounded - weight) · mean of the inputs.
+
+    Biases take it back (Nagel et al., "Data-free quantization through weight equalization and bias
+    correction", ICCV 2019), where it is certain: 0 where it lies within two standard errors of 0,
+    as one value far out makes a mean that no other row has anything of.
+
+    Parameters
+    ----------
+    weight, rounded : ndarray (n_out, *taps, C / groups)
+    mean, variance : ndarray (C,)
+        Of the examples' mean of each input channel, and how uncertain that is
+        (:class:`fastvq.compress.stats.Statistics`).
+    groups : int
+
+    Returns
+    -------
+    shift : ndarray (n_out,) of float64
+        0 where the channels are not those of the weight.
+    """
+    n_out, n_in = weight.shape[0], weight.shape[-1]
+    if len(mean) != n_in * groups:
+        return np.zeros(n_out)
+    error = (rounded.astype(np.float64) - weight).reshape(n_out, -1, n_in).sum(axis=1)
+    mean, variance = (
+        a.reshape(groups, n_in).repeat(n_out // groups, axis=0) for a in (mean, variance)
+    )
+    shift = (error * mean).sum(axis=1)
+    return np.where(shift**2 > 4 * (error**2 * variance).sum(axis=1), shift, 0.0)
 
 
 def _in_order(parts, strength, ordered):

@@ -24,10 +24,35 @@ from fastvq.compress.writing import Writing
 from fastvq.runtime import CompressedModel, Graph
 from fastvq.runtime.encoding import Raw
 
-__all__ = ["WeightQuantizer"]
+__all__ = ["Quantizer", "WeightQuantizer"]
 
 
-class WeightQuantizer(BaseEstimator):
+class Quantizer(BaseEstimator):
+    """What quantizers of whole models share: examples, `fit` and `transform` at once, and back."""
+
+    def fit_transform(self, model, X=None, y=None):
+        """`fit`, then `transform`."""
+        return self.fit(model, X, y).transform(model)
+
+    def inverse_transform(self, compressed):
+        """The float model again, with the values that the small one's weights stand for.
+
+        Returns
+        -------
+        model : CompressedModel
+            With weights of float32.
+        """
+        check_is_fitted(self, "layers_")
+        return self._restored(compressed)
+
+    def _examined(self, model, X, y):
+        """The float model, and the examples of its inputs that are used, with their y."""
+        graph, metadata = imported(model, first_rows(X))
+        whole = CompressedModel(graph, metadata, n_threads=self.n_threads)
+        return whole, *examples_of(whole, X, y, self.max_samples)
+
+
+class WeightQuantizer(Quantizer):
     """Writes the weights of trained models in few bits.
 
     Parameters
@@ -163,13 +188,11 @@ class WeightQuantizer(BaseEstimator):
         self._check(X, y)
         for name in ("next_kilobyte_", "_frontier"):  # of an earlier fit
             vars(self).pop(name, None)
-        graph, metadata = imported(model, first_rows(X))
-        whole = CompressedModel(graph, metadata, n_threads=self.n_threads)
-        arrays, y = examples_of(whole, X, y, self.max_samples)
+        whole, arrays, y = self._examined(model, X, y)
         judged = arrays
         if self.max_drop is not None:
             arrays, judged, y = halves(whole, arrays, y)
-        writing = Writing(self, graph, metadata, arrays)
+        writing = Writing(self, whole.graph, whole.metadata, arrays)
         notes = {}
         if self.scheme == "auto":
             notes = self._allocate(writing, whole, judged, y)
@@ -182,7 +205,7 @@ class WeightQuantizer(BaseEstimator):
         if judged is not None:
             self.scores_ = scores(whole, compressed, judged, y, self.score)
             self.latencies_ = latencies(whole, compressed, judged)
-        before = weight_bytes(graph)
+        before = weight_bytes(whole.graph)
         told(compressed, self.scores_, before, self.latencies_)
         self.nbytes_ = before, compressed.nbytes
         self._fitted = model, compressed, arrays
@@ -257,21 +280,6 @@ class WeightQuantizer(BaseEstimator):
         small = writing.model(self._schemes)
         return told(small, self.scores_, self.nbytes_[0], self.latencies_)
 
-    def fit_transform(self, model, X=None, y=None):
-        """`fit`, then `transform`."""
-        return self.fit(model, X, y).transform(model)
-
-    def inverse_transform(self, compressed):
-        """The float model again, with the values that the small one's weights stand for.
-
-        Returns
-        -------
-        model : CompressedModel
-            With weights of float32.
-        """
-        check_is_fitted(self, "layers_")
-        return restored(compressed)
-
     # ---- below -------------------------------------------------------------------------------
 
     def _check(self, X, y):
@@ -342,6 +350,18 @@ class WeightQuantizer(BaseEstimator):
         block = 8 if self.group is None else _whole("group", self.group, 1, 256)
         return ProductScheme(block, bits, _whole("stages", self.stages, 1, 8))
 
+    def _restored(self, compressed):
+        graph = compressed.graph
+        floats = {
+            name: Raw(np.array(tensor.decode()))
+            for name, tensor in graph.constants.items()
+            if np.dtype(tensor.dtype).kind == "f"
+        }
+        nodes = [replace(n, operator=n.operator.removeprefix("Coded")) for n in graph.nodes]
+        metadata = {k: v for k, v in compressed.metadata.items() if k != "compression"}
+        whole = Graph(nodes, graph.inputs, graph.outputs, {**graph.constants, **floats})
+        return CompressedModel(whole, metadata, n_threads=compressed.n_threads)
+
     def _check_goal(self, X):
         if (self.size_budget is None) == (self.max_drop is None):
             raise ValueError("scheme='auto' has either a size_budget or a max_drop")
@@ -353,20 +373,6 @@ class WeightQuantizer(BaseEstimator):
                 raise ValueError(f"max_drop must be above 0{most}, got {self.max_drop!r}")
         else:
             _whole("size_budget", self.size_budget, 1, 1 << 50)
-
-
-def restored(compressed):
-    """A model with its weights decoded."""
-    graph = compressed.graph
-    floats = {
-        name: Raw(np.array(tensor.decode()))
-        for name, tensor in graph.constants.items()
-        if np.dtype(tensor.dtype).kind == "f"
-    }
-    nodes = [replace(n, operator=n.operator.removeprefix("Coded")) for n in graph.nodes]
-    metadata = {k: v for k, v in compressed.metadata.items() if k != "compression"}
-    whole = Graph(nodes, graph.inputs, graph.outputs, {**graph.constants, **floats})
-    return CompressedModel(whole, metadata, n_threads=compressed.n_threads)
 
 
 def _whole(name, value, low, high):

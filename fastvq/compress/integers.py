@@ -16,6 +16,7 @@ from fastvq.compress import moments, passes, sensitivity, stats
 from fastvq.compress.schemes import costs, forests, int8, int8_dynamic, int8_static
 from fastvq.compress.schemes import steps as steps_
 from fastvq.compress.scores import plain, scores
+from fastvq.compress.weights import compared
 from fastvq.runtime import CompressedModel, Graph, Value
 from fastvq.runtime.encoding import Raw, decoded
 from fastvq.runtime.layout import forms as forms_of
@@ -384,7 +385,7 @@ class Fitting:
 
     def _alone(self):
         """Names of weights that are stored as int8, and multiplied as floats."""
-        found, exact = set(), int8.compared(self.graph)
+        found, exact = set(), compared(self.graph)
         uses: dict[str, list] = {}
         for node in self.graph.nodes:
             for place, name in enumerate(node.inputs):

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
 from fastvq._schemes import INTEGERS
 from fastvq.compress import stats
 from fastvq.compress._importing import imported
-from fastvq.compress.examples import examples_of, first_rows
-from fastvq.compress.few_bits import WeightQuantizer
+from fastvq.compress.few_bits import Quantizer, WeightQuantizer
 from fastvq.compress.integers import Fitting, mask_of
 from fastvq.compress.scores import latencies, scores, told, weight_bytes
-from fastvq.runtime import CompressedModel
 
 __all__ = ["ModelQuantizer"]
 
 
-class ModelQuantizer(BaseEstimator):
+class ModelQuantizer(Quantizer):
     """Makes models of 8-bit integers, or with weights of few bits, of trained ones.
 
     `fit` decides, on examples, which layers become integers and in which steps; `transform` makes
@@ -89,6 +86,12 @@ class ModelQuantizer(BaseEstimator):
     any batch and at any number of threads. A fit costs some runs of the float model over X, k²
     memory and k³ time for the k inputs of each layer, and one run of each layer on a sample; where
     activations are static also runs of what follows each layer, on at most 16 rows.
+
+    Integers have no NaN. Where activations are dynamic, a row (picture) with NaN or infinity in
+    what a layer reads gets NaN from it, as it does from floats, and all finite rows get finite
+    answers where the float model does. Where they are static, values are cut off at the ends of
+    the range that examples had, infinity too, and NaN counts as 0: an answer is always a number.
+    It costs nothing; rows that may be NaN are to be asked for that before.
 
     Biases are corrected where the shift of a mean is certain, so that all rows do not pay for one
     value far out among the examples. Layers whose values are compared for equality stay float.
@@ -188,9 +191,8 @@ class ModelQuantizer(BaseEstimator):
         if self.scheme not in INTEGERS:
             return self._fit_weights(model, X, y)
         self._check_parameters(X)
-        graph, metadata = imported(model, first_rows(X))
-        whole = CompressedModel(graph, metadata, n_threads=self.n_threads)
-        arrays, y = examples_of(whole, X, y, self.max_samples)
+        whole, arrays, y = self._examined(model, X, y)
+        graph, metadata = whole.graph, whole.metadata
         fitting = Fitting(self, graph, arrays, mask_of(metadata, graph))
         fitting.decide()
         small = fitting.model(metadata)
@@ -235,23 +237,6 @@ class ModelQuantizer(BaseEstimator):
         compressed = self._fitting.for_graph(graph).model(metadata)
         return told(compressed, self.scores_, self.nbytes_[0], self.latencies_)
 
-    def fit_transform(self, model, X=None, y=None):
-        """`fit`, then `transform`."""
-        return self.fit(model, X, y).transform(model)
-
-    def inverse_transform(self, compressed):
-        """The float model again, with the values that the small one's weights stand for.
-
-        Returns
-        -------
-        model : CompressedModel
-            With weights of float32.
-        """
-        check_is_fitted(self, "layers_")
-        if isinstance(self._fitting, WeightQuantizer):
-            return self._fitting.inverse_transform(compressed)
-        return self._fitting.restored(compressed)
-
     def plot(self, ax=None, n_points=6):
         """Of scheme="auto": :meth:`WeightQuantizer.plot`."""
         check_is_fitted(self, "layers_")
@@ -260,6 +245,11 @@ class ModelQuantizer(BaseEstimator):
         return self._fitting.plot(ax, n_points)
 
     # ---- below -------------------------------------------------------------------------------
+
+    def _restored(self, compressed):
+        if isinstance(self._fitting, WeightQuantizer):
+            return self._fitting.inverse_transform(compressed)
+        return self._fitting.restored(compressed)
 
     def _check_parameters(self, X):
         allowed = {

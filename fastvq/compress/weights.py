@@ -19,9 +19,17 @@ from fastvq.runtime.encoding import EncodedTensor, Raw
 from fastvq.runtime.graph import Graph, Node
 from fastvq.runtime.ops import operators
 
-__all__ = ["SMALLEST", "Weight", "coded_layers", "importances", "replaced", "weights_of"]
+__all__ = [
+    "MOVES", "SMALLEST", "Weight", "coded_layers", "compared", "importances", "replaced",
+    "weights_of",
+]  # fmt: skip
 
 SMALLEST = 1024  # values of a weight that is worth a codebook or scales
+# Give again what they read, in another place or shape.
+MOVES = frozenset(
+    ("Expand", "Flatten", "Gather", "Reshape", "Slice", "Split", "Squeeze", "Tile", "Transpose",
+     "Unsqueeze")
+)  # fmt: skip
 _RECURRENT = ("LSTM", "GRU", "RNN")
 
 
@@ -61,8 +69,10 @@ def weights_of(graph: Graph, smallest: int = SMALLEST) -> list[Weight]:
     """The weights that could be written in few bits, in the order of the graph's constants.
 
     Those of float32, finite, of two dimensions or more and not small, all of whose readers take
-    them as weights; of an embedding its rows. What is given out has no reader beside.
+    them as weights and need not be exact (`compared`); of an embedding its rows. What is given out
+    has no reader beside.
     """
+    exact = compared(graph)
     uses: dict[str, list] = {}
     for node in graph.nodes:
         for place, name in enumerate(node.inputs):
@@ -77,10 +87,23 @@ def weights_of(graph: Graph, smallest: int = SMALLEST) -> list[Weight]:
             continue
         if not all(map(_is_weight, readers)) or (name in given) == bool(readers):
             continue
+        if any(not exact.isdisjoint(node.outputs) for node, _ in readers):
+            continue
         if not np.isfinite(tensor.values).all():
             continue
         recurrent = any(node.operator in _RECURRENT for node, _ in readers)
         found.append(Weight(name, tensor.values, 2 if recurrent else 1, readers))
+    return found
+
+
+def compared(graph: Graph) -> set[str]:
+    """Names of values that are asked whether they are equal to others, as numbers of bins are."""
+    found: set[str] = set()
+    for node in reversed(graph.nodes):
+        if node.operator == "Binary" and node.attributes["function"] == "equal":
+            found.update(node.inputs)
+        elif node.operator in MOVES and not found.isdisjoint(node.outputs):
+            found.add(node.inputs[0])
     return found
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from fastvq import _threads
 from fastvq.compress import moments, passes, stats
-from fastvq.compress.compensation import compensated, output_error
+from fastvq.compress.compensation import certain_shift, compensated, output_error
 from fastvq.compress.schemes.grids import encoded, matrix_of
 from fastvq.compress.scores import plain
 from fastvq.compress.weights import SMALLEST, coded_layers, importances, replaced, weights_of
@@ -35,7 +35,7 @@ class Writing:
         self.counts = (
             {} if arrays is None else importances(self.graph, arrays, chosen, self.threads)
         )
-        self._means: dict[str, np.ndarray] = {}
+        self._means: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         self._grams: dict[str, np.ndarray] = {}
         if arrays is not None and (settings.compensate or settings.bias_correction):
             self._look_at_inputs()
@@ -59,7 +59,10 @@ class Writing:
             self.graph, self.arrays, read, histograms=False, n_threads=self.threads
         )
         if self._settings.bias_correction:
-            self._means = {w.name: seen[n.inputs[0]].channel_mean for w, n in layers.values()}
+            self._means = {
+                w.name: (seen[n.inputs[0]].channel_mean, seen[n.inputs[0]].mean_variance)
+                for w, n in layers.values()
+            }
         if self._settings.compensate:
             found = moments.grams(self.graph, self.arrays, nodes, seen, self.threads)
             self._grams = {
@@ -101,37 +104,24 @@ class Writing:
         return CompressedModel(small, metadata, n_threads=self._settings.n_threads)
 
     def _biases(self, tensors):
-        """Biases that take back what rounded weights shift the means of outputs by.
-
-        After Nagel et al., "Data-free quantization through weight equalization and bias
-        correction", ICCV 2019.
-        """
+        """Biases that take back what rounded weights shift the means of outputs by."""
         users, found = self.graph.users(), {}
         for name, tensor in tensors.items():
-            mean, (node, _) = self._means.get(name), [*self.weights[name].readers, (None, 0)][0]
-            if mean is None or len(node.inputs) < 3:
+            known, (node, _) = self._means.get(name), [*self.weights[name].readers, (None, 0)][0]
+            if known is None or len(node.inputs) < 3:
                 continue
             bias = self.graph.constants.get(node.inputs[2])
             if not isinstance(bias, Raw) or len(users[node.inputs[2]]) > 1:
                 continue
-            weight = self.weights[name].values
-            error = (tensor.decode().astype(np.float64) - weight).reshape(len(weight), -1)
-            shift = error @ _along(mean, node, weight.shape)
-            if np.isfinite(shift).all():
-                found[node.inputs[2]] = Raw((bias.values - shift).astype(np.float32))
+            weight, groups = self.weights[name].values, node.attributes.get("groups", 1)
+            shift = certain_shift(weight, tensor.decode(), *known, groups)
+            found[node.inputs[2]] = Raw((bias.values - shift).astype(np.float32))
         return found
 
     def layers(self, schemes):
         """What became of each weight."""
         made = {name: self.tensor(name, scheme) for name, scheme in schemes.items()}
         return [_row(w, made.get(w.name)) for w in self._every]
-
-
-def _along(mean, node, shape):
-    """The means of channels as those of a row of a weight: taps, then channels of a group."""
-    if node.attributes.get("groups", 1) > 1:
-        return np.full(math.prod(shape[1:]), np.nan)  # rows read different channels
-    return np.tile(mean, math.prod(shape[1:]) // len(mean))
 
 
 def made_up_for(weight, scheme, importance, gram):

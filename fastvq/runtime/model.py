@@ -28,7 +28,8 @@ class CompressedModel:
 
     :func:`fastvq.compress` makes one of a trained model, :func:`fastvq.load` of a file. It needs
     NumPy and nothing else. Outputs of a row do not depend on the rows beside it or on the number
-    of threads. NaN and infinite values pass through as IEEE 754 says.
+    of threads. NaN and infinite values pass through as IEEE 754 says; what becomes of them where
+    layers are integers, :class:`fastvq.compress.ModelQuantizer` tells.
 
     Parameters
     ----------

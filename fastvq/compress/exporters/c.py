@@ -330,7 +330,7 @@ def _dynamic_dense(writer, node, *, activation, alpha, beta):
     row, r = each.row(q, width), 0 if count == 1 else "r"
     dot = writer.call("dot_of_bytes", row, f"{weight} + i * {width}", width, f"{zeros}[{r}]")
     each_scale = f"{scale}[{'i' if writer.size(node.inputs[2]) > 1 else 0}]"
-    writer.put(f"const float real = (float){dot} * {steps}[{r}] * {each_scale};")
+    writer.put(f"const float real = (float){dot} * {each_scale} * {steps}[{r}];")
     _finished(writer, each.place, f"real{bias}", activation, alpha, beta)
     each.end()
 

@@ -21,6 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fastvq.compress import compensation
+from fastvq.compress.weights import compared
 from fastvq.runtime.affine import Affine
 from fastvq.runtime.definitions.products import Windows
 from fastvq.runtime.encoding import Raw
@@ -30,17 +31,12 @@ from fastvq.runtime.ops import operators
 from fastvq.runtime.rewrite import Rewriting
 
 __all__ = [
-    "ACTIVATION", "MOVES", "Knowledge", "Quantized", "Rounded", "Writing", "candidates",
-    "compared", "pads_of", "recurrent_of", "rounded_rows", "window",
+    "ACTIVATION", "Knowledge", "Quantized", "Rounded", "Writing", "candidates", "pads_of",
+    "recurrent_of", "rounded_rows", "window",
 ]  # fmt: skip
 
 _WIDEST = 1 << 16  # products of a sum, as definitions.integers has it
 _RECURRENT = ("LSTM", "GRU", "RNN")
-# Give again what they read, in another place or shape.
-MOVES = frozenset(
-    ("Expand", "Flatten", "Gather", "Reshape", "Slice", "Split", "Squeeze", "Tile", "Transpose",
-     "Unsqueeze")
-)  # fmt: skip
 # What a layer does to its sums.
 ACTIVATION = ("activation", "alpha", "beta")
 
@@ -136,17 +132,6 @@ def candidates(graph: Graph, activations: str) -> dict[str, Node]:
     return found
 
 
-def compared(graph: Graph) -> set[str]:
-    """Names of values that are asked whether they are equal to others, as numbers of bins are."""
-    found: set[str] = set()
-    for node in reversed(graph.nodes):
-        if node.operator == "Binary" and node.attributes["function"] == "equal":
-            found.update(node.inputs)
-        elif node.operator in MOVES and not found.isdisjoint(node.outputs):
-            found.add(node.inputs[0])
-    return found
-
-
 def _is_plain(graph, node, forms):
     weight, *bias = (graph.constants.get(name) for name in node.inputs[1:] if name)
     if not all(isinstance(c, Raw) and c.dtype == np.float32 for c in (weight, *bias)):
@@ -155,17 +140,24 @@ def _is_plain(graph, node, forms):
         return False
     if node.attributes.get("same") and pads_of(node, forms) is None:
         return False
-    width = math.prod(weight.shape[1:])
-    return width <= _WIDEST // 2 and np.isfinite(weight.decode()).all()
+    return math.prod(weight.shape[1:]) <= _WIDEST // 2 and _in_range(weight.decode())
 
 
 def _is_constant(graph, node, forms):
     """Whether all but the sequence that an LSTM or GRU reads is known."""
     known = [graph.constants.get(name) for name in node.inputs[1:] if name]
     return node.inputs[0] not in graph.constants and all(
-        isinstance(c, Raw) and c.dtype == np.float32 and np.isfinite(c.decode()).all()
-        for c in known
+        isinstance(c, Raw) and c.dtype == np.float32 and _in_range(c.decode()) for c in known
     )
+
+
+def _in_range(weight):
+    """Whether sums of these weights times whole numbers up to 255 are: no row makes them infinite.
+
+    False where the weights are NaN or infinite themselves.
+    """
+    rows = np.abs(weight.reshape(len(weight), -1)).sum(axis=1, dtype=np.float64)
+    return bool(255 * rows.max(initial=0) < np.finfo(np.float32).max)
 
 
 def recurrent_of(graph, integer):
@@ -280,7 +272,7 @@ class Writing(Rewriting):
             bias = self._graph.constants[node.inputs[2]].decode()
         known = self._known.means.get(node.inputs[0])
         if known is not None:
-            shift = _shift(weight, rounded.decode(), *known, groups)
+            shift = compensation.certain_shift(weight, rounded.decode(), *known, groups)
             bias = (0 if bias is None else bias) - shift
             bias = bias.astype(np.float32)
         stored = self.constant(name, values)
@@ -369,23 +361,6 @@ def _spread(factors, weight, groups):
     """Factors of all input channels as they belong to a weight (n, *taps, C / groups)."""
     own = np.asarray(factors, np.float64).reshape(groups, -1).repeat(len(weight) // groups, axis=0)
     return own.reshape(len(weight), *[1] * (weight.ndim - 2), -1)
-
-
-def _shift(weight, rounded, mean, variance, groups):
-    """What rounded weights add to the mean of each output: (rounded - weights) · mean of inputs.
-
-    0 where that lies within two standard errors of it: one value far out makes a mean that no other
-    row has anything of.
-    """
-    n_out, n_in = weight.shape[0], weight.shape[-1]
-    if len(mean) != n_in * groups:
-        return np.zeros(n_out)
-    error = (rounded.astype(np.float64) - weight).reshape(n_out, -1, n_in).sum(axis=1)
-    mean, variance = (
-        a.reshape(groups, n_in).repeat(n_out // groups, axis=0) for a in (mean, variance)
-    )
-    shift = (error * mean).sum(axis=1)
-    return np.where(shift**2 > 4 * (error**2 * variance).sum(axis=1), shift, 0.0)
 
 
 def window(node, forms):

@@ -8,16 +8,10 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from fastvq.compress import stats
-from fastvq.compress.schemes.int8 import (
-    ACTIVATION,
-    MOVES,
-    Writing,
-    pads_of,
-    recurrent_of,
-    window,
-)
+from fastvq.compress.schemes.int8 import ACTIVATION, Writing, pads_of, recurrent_of, window
 from fastvq.compress.schemes.int8_dynamic import write_dynamic
 from fastvq.compress.schemes.steps import Steps, channel_steps, whole_steps, wide_scale
+from fastvq.compress.weights import MOVES
 from fastvq.runtime import functions
 from fastvq.runtime.layout import forms as forms_of
 

@@ -207,10 +207,10 @@ def quantized_rows(x):
 
 def integer_product(x, weight, scale):
     """Rows x (m, k) of floats, in steps of their own, times int8 rows that stand for themselves ·
-    scale (n,): (float32(Σ (q - zero_point) · w) · row's scale) · scale, each step in float32."""
+    scale (n,): (float32(Σ (q - zero_point) · w) · scale) · row's scale, each step in float32."""
     q, row_scale, zero_point = quantized_rows(x)
     sums = product(q - zero_point[:, None].astype(np.int16), weight.T)
-    return sums.astype(np.float32) * row_scale[:, None] * scale
+    return sums.astype(np.float32) * scale * row_scale[:, None]
 
 
 def _bounded(y, activation, alpha, beta):
@@ -235,7 +235,9 @@ def dynamic_dense(x, weight, scale, bias=None, *, activation="identity", alpha=0
 
     x (..., n_in) float32, weight (n_out, n_in) int8 that stands for weight · scale[:, None], bias
     float32. Rows are cut into 255 steps from their least to their largest value, zero included:
-    y = (float32(Σ (q - zero_point) · w) · row's scale) · scale + bias, each step in float32.
+    y = (float32(Σ (q - zero_point) · w) · scale) · row's scale + bias, each step in float32. So for
+    any finite row nothing but y itself can be beyond float32: what could be with a large scale is
+    known when a layer is made. A row with NaN or infinity gives NaN.
     """
     y = integer_product(x.reshape(-1, x.shape[-1]), weight, scale)
     y = (y if bias is None else y + bias).reshape(*x.shape[:-1], -1)
@@ -378,7 +380,7 @@ def dynamic_convolution(
     shape = (-1, *[1] * (x.ndim - 1))
     q = q.reshape(x.shape) - zero_point.reshape(shape).astype(np.int16)
     sums = _convolved(q, weight, strides, dilations, pads, groups)
-    y = sums.astype(np.float32) * picture_scale.reshape(shape) * scale
+    y = sums.astype(np.float32) * scale * picture_scale.reshape(shape)
     return _bounded(y if bias is None else y + bias, activation, alpha, beta)
 
 
