@@ -518,7 +518,8 @@ HARD_INPUT = {
     "more inputs than sums hold": lambda: (two_layers((1 << 15) + 1), normal(20, (1 << 15) + 1)),
     "filters of zeros": lambda: (filters(weight=ZEROS[:16, :36].reshape(16, 3, 3, 4)), PICTURES),
     "dead filters": lambda: (
-        filters(weight=normal(16, 3, 3, 4) * (np.arange(16) % 3 > 0)[:, None, None, None]), PICTURES,
+        filters(weight=normal(16, 3, 3, 4) * (np.arange(16) % 3 > 0)[:, None, None, None]),
+        PICTURES,
     ),
     "pictures of one value": lambda: (filters(), np.full_like(PICTURES, -2.5)),
     "channels of all sizes": lambda: (
