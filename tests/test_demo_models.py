@@ -55,6 +55,38 @@ def test_fashion(tmp_path, monkeypatch):
     assert float(text.split("largest difference  ")[1].split()[0]) < 1e-4
 
 
+class Plane:
+    """Rows of a plane as latents: an autoencoder without a density of its own."""
+
+    def transform(self, X):
+        return X[:, :2]
+
+    def inverse_transform(self, Z):
+        return np.repeat(Z, 2, axis=1)
+
+
+def test_samples_of_what_has_no_density(monkeypatch):
+    """As many new rows as wanted, where latents lie, as often as they lie there."""
+    from fastvq.demo import autoencoders
+
+    monkeypatch.setattr(autoencoders, "SAMPLES", 4000)
+    monkeypatch.setattr(autoencoders, "CLUSTERS", 2)
+    rng = np.random.default_rng(0)
+    centres = np.float32([[0, 0], [10, -5]])
+    latents = centres[rng.choice(2, 3000, p=[0.75, 0.25])] + rng.normal(size=(3000, 2))
+    drawn = autoencoders._samples(Plane(), latents, 0)
+    assert drawn.shape == (4000, 4) and drawn.dtype == np.float32
+    np.testing.assert_array_equal(drawn, autoencoders._samples(Plane(), latents, 0))
+    assert (drawn != autoencoders._samples(Plane(), latents, 1)).any()
+    offsets = drawn[:, ::2, None] - centres.T
+    place = (offsets**2).sum(axis=1).argmin(axis=1)
+    assert place.mean() == pytest.approx(0.25, abs=0.03)
+    for k in range(2):
+        own = drawn[place == k, ::2]
+        np.testing.assert_allclose(own.mean(axis=0), centres[k], atol=0.15)
+        np.testing.assert_allclose(own.std(axis=0), 1, atol=0.1)
+
+
 def test_autoencoders(tmp_path, monkeypatch):
     needs(("torch", "torch"), ("onnx", "onnx"), ("PIL", "Pillow"))
     from fastvq.demo import autoencoders, fashion

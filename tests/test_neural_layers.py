@@ -364,6 +364,14 @@ def test_one_layer_for_all_positions():
         assert torch.equal(found.codes.flatten(), each.codes.flatten())
         assert torch.equal(layer.encode(x), found.codes)
         assert torch.equal(layer.decode(found.codes), found.values)
+        assert torch.equal(Frozen(layer)(x).values, found.values)
+        mask = torch.rand(300, 3) < 0.7
+        masked = layer(x, mask)
+        assert torch.equal(masked.codes.reshape(300, 3, -1) >= 0, mask[..., None].expand(
+            -1, -1, found.codes.shape[1] // 3
+        ))  # fmt: skip
+        left = torch.where(mask[..., None], found.values.reshape(300, 3, 4), x.reshape(300, 3, 4))
+        assert torch.equal(masked.values, left.flatten(1))
 
 
 def test_quantizer_dropout():

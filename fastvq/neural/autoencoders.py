@@ -13,6 +13,7 @@ networks before them.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +28,13 @@ from fastvq.neural.estimators import TrainedEstimator
 from fastvq.neural.networks import AutoencoderNetwork, Scaling, convolutional, dense
 from fastvq.vq._base import column_names, random_state_of
 
-__all__ = ["Autoencoder", "AutoencoderCompressor", "as_image", "own_loss"]
+__all__ = [
+    "Autoencoder",
+    "AutoencoderCompressor",
+    "GenerativeAutoencoder",
+    "as_image",
+    "own_loss",
+]
 
 ARCHITECTURES = {"dense": ("mlp",), "convolutional": ("conv", "cnn")}
 
@@ -228,6 +235,35 @@ class Autoencoder(TransformerMixin, TrainedEstimator):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return self._by_blocks(function, *arrays)
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class GenerativeAutoencoder(Autoencoder):
+    """An autoencoder that has a density over its latents or codes, and so draws new rows.
+
+    Classes define `_drawn(n)`: n rows of latents or codes, from PyTorch's global generator.
+    """
+
+    def sample(self, n_samples: int = 1, random_state: Any = None) -> NDArray[np.float32]:
+        """New rows: what the decoder makes of latents or codes that are drawn from the prior.
+
+        Parameters
+        ----------
+        n_samples : int, default=1
+        random_state : int, RandomState, Generator or None, default=None
+            None: from the seed of the fit, the same in every call.
+
+        Returns
+        -------
+        X : ndarray of float32 of shape (n_samples, n_features)
+        """
+        check_is_fitted(self)
+        places = np.empty((as_count(n_samples, "n_samples"), 0), np.float32)
+        return self._seeded(
+            lambda block: self.network_.decode(self._drawn(len(block))),
+            places,
+            random_state=random_state,
+        )
 
 
 def as_image(shape):

@@ -345,17 +345,9 @@ class ProductVectorQuantize(_Layer):
         return [codebook.n_codewords for codebook in self.codebooks]
 
     def _quantize(self, rows):
-        blocks = rows.tensor_split(len(self.codebooks), dim=1)
-        parts = [codebook(block) for codebook, block in zip(self.codebooks, blocks, strict=True)]
-        rows, chosen, codes, losses = zip(*parts, strict=True)
-        return (
-            torch.cat(rows, dim=1),
-            torch.cat(chosen, dim=1),
-            np.stack(codes, axis=1),
-            sum(losses) / len(losses),  # each is a mean over a share of the features
-            [book.perplexity(c) for book, c in zip(self.codebooks, codes, strict=True)],
-            _mean_dead(self.codebooks),
-        )
+        rows, chosen, codes, loss = _side_by_side(self.codebooks, rows)
+        perplexity = [book.perplexity(c) for book, c in zip(self.codebooks, codes.T, strict=True)]
+        return rows, chosen, codes, loss, perplexity, _mean_dead(self.codebooks)
 
     def _decode(self, codes):
         parts = [book.codewords[codes[:, m]] for m, book in enumerate(self.codebooks)]
@@ -612,17 +604,10 @@ class ProductResidualVectorQuantize(_Layer):
         return [size for block in self.blocks for size in block._ranges]
 
     def _quantize(self, rows):
-        parts = rows.tensor_split(len(self.blocks), dim=1)
-        found = [block._quantize(part) for block, part in zip(self.blocks, parts, strict=True)]
-        rows, chosen, codes, losses, perplexities, dead = zip(*found, strict=True)
-        return (
-            torch.cat(rows, dim=1),
-            torch.cat(chosen, dim=1),
-            np.concatenate(codes, axis=1),
-            sum(losses) / len(losses),  # each is a mean over a share of the features
-            [one for block in perplexities for one in block],
-            float(np.mean(dead)),
-        )
+        passes = [block._quantize for block in self.blocks]
+        rows, chosen, codes, loss, perplexities, dead = _side_by_side(passes, rows)
+        perplexity = [one for block in perplexities for one in block]
+        return rows, chosen, codes, loss, perplexity, float(np.mean(dead))
 
     def _checkable(self, codes):
         return self.blocks[0]._checkable(codes)
@@ -724,8 +709,9 @@ class AtPositions(nn.Module):
         super().__init__()
         self.quantizer, self.n_positions = quantizer, as_count(n_positions, "n_positions")
 
-    def forward(self, x):
-        found = self.quantizer(x.unflatten(1, (self.n_positions, -1)))
+    def forward(self, x, mask=None):
+        """As of the layer; a mask is of the shape (n, n_positions)."""
+        found = self.quantizer(x.unflatten(1, (self.n_positions, -1)), mask)
         return found._replace(values=found.values.flatten(1), codes=found.codes.flatten(1))
 
     def encode(self, x):
@@ -774,6 +760,27 @@ def _each(init, n, name):
     if len(init) != n:
         raise ValueError(f"init must have a codebook for each of {name} = {n}, got {len(init)}")
     return list(init)
+
+
+def _side_by_side(passes, rows):
+    """What each of several makes of its block of the features, put together.
+
+    Parameters
+    ----------
+    passes : sequence of callable
+        Of a block: rows, what they are quantized to, codes, loss, and more.
+    rows : Tensor of shape (n, n_features)
+
+    Returns
+    -------
+    rows, chosen, codes, loss
+        Of all blocks; then one tuple for each of the rest.
+    """
+    blocks = rows.tensor_split(len(passes), dim=1)
+    found = [quantize(block) for quantize, block in zip(passes, blocks, strict=True)]
+    rows, chosen, codes, losses, *more = zip(*found, strict=True)
+    loss = sum(losses) / len(losses)  # each is a mean over a share of the features
+    return torch.cat(rows, dim=1), torch.cat(chosen, dim=1), np.column_stack(codes), loss, *more
 
 
 def _same(some, others):

@@ -472,7 +472,8 @@ class CodePrior(nn.Module):
     """p(codes) = Π p(c_i | c_1 … c_{i−1}) by a recurrent network over the positions, in order.
 
     A code means something else at each position: so each has vectors of its own for the codes that
-    are read there, and for those that may come.
+    are read there, and for those that may come. Inside, positions are the first axis: so the rows
+    of one lie together, for the products as for the softmax.
 
     Parameters
     ----------
@@ -485,19 +486,21 @@ class CodePrior(nn.Module):
         self.n_codewords = n_codewords
         self.first = nn.Parameter(0.1 * torch.randn(width))  # what is read before the first code
         self.codes = nn.Embedding((n_positions - 1) * n_codewords, width)
-        self.memory = nn.GRU(width, width, batch_first=True)
+        self.memory = nn.GRU(width, width)
         self.heads = nn.Parameter(torch.randn(n_positions, n_codewords, width) / width)
         self.biases = nn.Parameter(torch.zeros(n_positions, n_codewords))
 
     def forward(self, codes):
         """Logits (n, positions, n_codewords) of each code, given those before it."""
-        before = self.codes(codes[:, :-1] + self._first_of(range(codes.shape[1] - 1)))
-        memory, _ = self.memory(torch.cat([self._start(len(codes)), before], dim=1))
-        return torch.einsum("niw,ikw->nik", memory, self.heads) + self.biases
+        return self._logits(codes.T).transpose(0, 1)
 
     def nats(self, codes):
         """−log p of codes, (n, positions)."""
-        return F.cross_entropy(self(codes).transpose(1, 2), codes, reduction="none")
+        codes = codes.T
+        each = F.cross_entropy(
+            self._logits(codes).flatten(0, 1), codes.flatten(), reduction="none"
+        )  # fmt: skip
+        return each.reshape(codes.shape).T
 
     def loss(self, codes):
         return self.nats(codes.long()).mean()
@@ -507,14 +510,20 @@ class CodePrior(nn.Module):
         read, drawn, state = self._start(n), [], None
         for place, (head, bias) in enumerate(zip(self.heads, self.biases, strict=True)):
             step, state = self.memory(read, state)
-            drawn.append(torch.multinomial((step[:, 0] @ head.T + bias).softmax(1), 1))
+            drawn.append(torch.multinomial((step[0] @ head.T + bias).softmax(1), 1))
             if len(drawn) < len(self.heads):
-                read = self.codes(drawn[-1] + self._first_of([place]))
+                read = self.codes(drawn[-1].T + self._first_of([place]))
         return torch.cat(drawn, dim=1)
 
+    def _logits(self, codes):
+        """(positions, n, n_codewords) of codes (positions, n)."""
+        before = self.codes(codes[:-1] + self._first_of(range(len(codes) - 1)))
+        memory, _ = self.memory(torch.cat([self._start(codes.shape[1]), before]))
+        return torch.baddbmm(self.biases[:, None], memory, self.heads.transpose(1, 2))
+
     def _start(self, n):
-        return self.first.expand(n, 1, -1)
+        return self.first.expand(1, n, -1)
 
     def _first_of(self, places):
-        """The number of the first code's vector at these positions."""
-        return torch.tensor(places) * self.n_codewords
+        """The number of the first code's vector at these positions, (positions, 1)."""
+        return torch.tensor(places)[:, None] * self.n_codewords

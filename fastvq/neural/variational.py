@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import KW_ONLY, dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +11,7 @@ from torch import nn
 
 from fastvq import kernels
 from fastvq._validation import as_count, as_nonnegative, as_rows, as_word
-from fastvq.neural.autoencoders import Autoencoder
+from fastvq.neural.autoencoders import GenerativeAutoencoder
 from fastvq.neural.estimators import LAST_RATE
 from fastvq.neural.networks import Scaling, VariationalNetwork, draw
 
@@ -27,7 +26,7 @@ _FIRST_TRUST = 0.05  # in what was seen, at first; all of it in the second half 
 
 
 @dataclass(eq=False, repr=False)
-class VariationalAutoencoder(Autoencoder):
+class VariationalAutoencoder(GenerativeAutoencoder):
     """A probability density over rows, with a few latent numbers; to sample, score and complete.
 
     Parameters
@@ -123,27 +122,6 @@ class VariationalAutoencoder(Autoencoder):
 
         return self._seeded(bound, self._unit(self._checked(X)))
 
-    def sample(self, n_samples: int = 1, random_state: Any = None) -> NDArray[np.float32]:
-        """New rows: means given latents that are drawn from the prior.
-
-        Parameters
-        ----------
-        n_samples : int, default=1
-        random_state : int, RandomState, Generator or None, default=None
-            None: from the seed of the fit, the same in every call.
-
-        Returns
-        -------
-        X : ndarray of float32 of shape (n_samples, n_features)
-        """
-        check_is_fitted(self)
-        places = np.empty((as_count(n_samples, "n_samples"), 0), np.float32)
-        return self._seeded(
-            lambda block: self.network_.decode(torch.randn(len(block), self.n_components)),
-            places,
-            random_state=random_state,
-        )
-
     def impute(self, X: ArrayLike) -> NDArray[np.float32]:
         """Rows with what is missing filled in.
 
@@ -199,6 +177,9 @@ class VariationalAutoencoder(Autoencoder):
         if self.network_.likelihood == "bernoulli":
             return nn.Sequential(self.network_.decoder, nn.Sigmoid()).eval()
         return super().decoder_
+
+    def _drawn(self, n):
+        return torch.randn(n, self.n_components)
 
     def _check(self, rows):
         super()._check(rows)

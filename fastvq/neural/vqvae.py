@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from numbers import Integral
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import check_is_fitted
 
 from fastvq._validation import as_codes, as_count, as_word
-from fastvq.neural.autoencoders import Autoencoder, as_image, own_loss
+from fastvq.neural.autoencoders import GenerativeAutoencoder, as_image, own_loss
 from fastvq.neural.codebook import METRICS
 from fastvq.neural.estimators import TrainedEstimator
 from fastvq.neural.layers import (
@@ -44,7 +43,7 @@ _DIRECTION_ROWS = 20_000  # that principal directions are taken of
 
 
 @dataclass(eq=False, repr=False)
-class VQVAE(Autoencoder):
+class VQVAE(GenerativeAutoencoder):
     """Rows as a few codes, learnt together with what makes and reads them.
 
     Each position has codebooks of its own, unless they are shared: one, or several whose codewords
@@ -167,27 +166,6 @@ class VQVAE(Autoencoder):
         codes = as_codes(codes, self.n_codewords, self.n_codes_)
         return self._by_blocks(self.network_.decode, codes.astype(np.int64))
 
-    def sample(self, n_samples: int = 1, random_state: Any = None) -> NDArray[np.float32]:
-        """New rows, of codes that are drawn from the prior.
-
-        Parameters
-        ----------
-        n_samples : int, default=1
-        random_state : int, RandomState, Generator or None, default=None
-            None: from the seed of the fit, the same in every call.
-
-        Returns
-        -------
-        X : ndarray of float32 of shape (n_samples, n_features)
-        """
-        check_is_fitted(self)
-        places = np.empty((as_count(n_samples, "n_samples"), 0), np.float32)
-        return self._seeded(
-            lambda block: self.network_.decode(self._draw(len(block))),
-            places,
-            random_state=random_state,
-        )
-
     def bits(self, X: ArrayLike) -> float:
         """Bits of the codes of a row under the prior, mean over the rows.
 
@@ -213,7 +191,7 @@ class VQVAE(Autoencoder):
             return self.prior_.nats(codes).sum(1)
         return -self.prior_.T.gather(0, codes).sum(1)
 
-    def _draw(self, n):
+    def _drawn(self, n):
         if isinstance(self.prior_, CodePrior):
             return self.prior_.draw(n)
         return torch.multinomial(self.prior_.exp(), n, replacement=True).T
