@@ -17,6 +17,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks  # noqa: E402
 
 from fastvq.neural import VQVAE, AutoencoderCompressor, VariationalAutoencoder  # noqa: E402
 from fastvq.neural.networks import (  # noqa: E402
+    CodePrior,
     VariationalNetwork,
     convolutional_codes,
     dense_codes,
@@ -373,6 +374,13 @@ def test_drawn_codes_have_the_probabilities_that_are_stated(vq):
         assert abs(prior.nats(drawn).sum(1).mean() - entropy) < 0.3
 
 
+def test_a_prior_of_a_single_code():
+    prior = CodePrior(5, 1)
+    prior.biases.data[0, 0, 3] = 30.0
+    assert (prior.draw(20) == 3).all()
+    assert prior.nats(torch.tensor([[3], [2]]))[:, 0].tolist() == pytest.approx([0, 30], abs=0.1)
+
+
 def test_vq_samples(vq, digits):
     X = vq.sample(300, random_state=0)
     assert X.shape == (300, 64) and (vq.sample(300, random_state=0) == X).all()
@@ -438,6 +446,27 @@ def test_a_frozen_codebook_stays(digits):
         moved = vq.network_.encoder[0].other[-1].weight.any()
         assert bool(moved) == (codebook == "joint")
     assert scores["joint"] > scores["frozen"], scores
+
+
+def test_empty_parts_are_alike_where_codebooks_are_shared(digits):
+    """The mean picture is not taken off: what is the same in two places is one vector."""
+    rows = torch.from_numpy(digits)
+    for features in (16, 5):
+        matrix, mean = rectangles((1, 8, 8), 4, features, rows.mean(0))
+        encoder, decoder = dense_codes((matrix, mean), (4,))
+        same = encoder(torch.zeros(1, 64)).reshape(4, features)
+        assert (same - same[0]).abs().max() < 1e-5
+        # What the cosines lose of the mean comes back.
+        lost = (decoder(encoder(rows)) - rows).mean(0)
+        assert lost.abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("codebook", ["joint", "frozen"])
+def test_sums_of_shared_codewords_frozen_too(codebook, digits):
+    options = {**QUICK, "hidden": (32,), "image_shape": (8, 8), "prior": "positions"}
+    vq = VQVAE(16, n_positions=4, n_stages=2, code_features=16, shared=True, codebook=codebook,
+               **options).fit(digits)  # fmt: skip
+    assert vq.distortion(digits) < 0.4 * digits.var(0).sum()
 
 
 @pytest.mark.skipif(not FASHION_MNIST.exists(), reason="apt install dataset-fashion-mnist")

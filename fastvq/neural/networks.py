@@ -25,6 +25,7 @@ __all__ = [
 ]
 
 _LOG_2PI = math.log(2 * math.pi)
+_KNOWN = 0.3  # deviation of a prior's vectors at first, of which up to all positions are summed
 
 
 def dense(n_features, hidden, n_latents, n_out=None):
@@ -180,6 +181,10 @@ def rectangles(image_shape, n_positions, code_features, mean):
     """Equal parts of a picture, each as its slowest cosines; as `principal_directions`.
 
     Of the ways to cut it so, that whose parts are nearest to squares; of two, that with wide ones.
+
+    Of the mean there is only what the cosines do not keep. The rest stays with the rows: parts that
+    share codebooks would have less in common without it, as empty ones have that are all alike (a
+    sum of seven codewords for each strip of a garment: error 3.61 with it, 3.86 without).
     """
     planes, height, width = image_shape
     ways = [
@@ -199,7 +204,8 @@ def rectangles(image_shape, n_positions, code_features, mean):
     matrix.scatter_(
         2, places[:, None].expand(-1, code_features, -1), waves.expand(n_positions, -1, -1)
     )
-    return matrix.flatten(0, 1), mean
+    matrix = matrix.flatten(0, 1)
+    return matrix, mean - matrix.T @ (matrix @ mean)
 
 
 def _perceptron(widths):
@@ -469,61 +475,70 @@ class VQNetwork(nn.Module):
 
 
 class CodePrior(nn.Module):
-    """p(codes) = Π p(c_i | c_1 … c_{i−1}) by a recurrent network over the positions, in order.
+    """p(codes) = Π p(c_i | c_1 … c_{i−1}), by a network over what the codes before add up to.
 
-    A code means something else at each position: so each has vectors of its own for the codes that
-    are read there, and for those that may come. Inside, positions are the first axis: so the rows
-    of one lie together, for the products as for the softmax.
+    A code that is known adds a vector v of its own, for its position and value. The sum goes
+    through two layers that each position i has for itself,
+
+        s_i = relu(b_i + Σ_{j<i} v_j(c_j)),    h_i = s_i + relu(A_i s_i + a_i),
+
+    and a linear one gives the logits: one pass for all positions of a row, where a recurrent
+    network takes them one by one. Inside, positions are the first axis, so that the rows of one lie
+    together for products and softmax.
 
     Parameters
     ----------
     n_codewords, n_positions : int
     width : int, default=128
+
+    References
+    ----------
+    H. Larochelle, I. Murray, "The neural autoregressive distribution estimator", AISTATS 2011.
     """
 
     def __init__(self, n_codewords, n_positions, width=128):
         super().__init__()
-        self.n_codewords = n_codewords
-        self.first = nn.Parameter(0.1 * torch.randn(width))  # what is read before the first code
-        self.codes = nn.Embedding((n_positions - 1) * n_codewords, width)
-        self.memory = nn.GRU(width, width)
-        self.heads = nn.Parameter(torch.randn(n_positions, n_codewords, width) / width)
-        self.biases = nn.Parameter(torch.zeros(n_positions, n_codewords))
+        self.n_codewords, self.n_positions = n_codewords, n_positions
+        self.known = nn.Embedding((n_positions - 1) * n_codewords, width)
+        nn.init.normal_(self.known.weight, std=_KNOWN)
+        self.starts = nn.Parameter(torch.zeros(n_positions, 1, width))
+        self.inner = nn.Parameter(torch.randn(n_positions, width, width) / math.sqrt(width))
+        self.inner_biases = nn.Parameter(torch.zeros(n_positions, 1, width))
+        self.heads = nn.Parameter(torch.randn(n_positions, width, n_codewords) / width)
+        self.biases = nn.Parameter(torch.zeros(n_positions, 1, n_codewords))
 
     def forward(self, codes):
         """Logits (n, positions, n_codewords) of each code, given those before it."""
-        return self._logits(codes.T).transpose(0, 1)
+        return self._logits(self._sums(codes.T)).transpose(0, 1)
 
     def nats(self, codes):
         """−log p of codes, (n, positions)."""
         codes = codes.T
-        each = F.cross_entropy(
-            self._logits(codes).flatten(0, 1), codes.flatten(), reduction="none"
-        )  # fmt: skip
-        return each.reshape(codes.shape).T
+        logits = self._logits(self._sums(codes)).flatten(0, 1)
+        return F.cross_entropy(logits, codes.flatten(), reduction="none").reshape(codes.shape).T
 
     def loss(self, codes):
         return self.nats(codes.long()).mean()
 
     def draw(self, n):
         """Codes (n, positions) from PyTorch's global generator, position by position."""
-        read, drawn, state = self._start(n), [], None
-        for place, (head, bias) in enumerate(zip(self.heads, self.biases, strict=True)):
-            step, state = self.memory(read, state)
-            drawn.append(torch.multinomial((step[0] @ head.T + bias).softmax(1), 1))
-            if len(drawn) < len(self.heads):
-                read = self.codes(drawn[-1].T + self._first_of([place]))
+        sums, drawn = self.known.weight.new_zeros(1, n, self.known.embedding_dim), []
+        for place in range(self.n_positions):
+            if place:
+                sums = sums + self.known(drawn[-1].T + (place - 1) * self.n_codewords)
+            logits = self._logits(sums, slice(place, place + 1))[0]
+            drawn.append(torch.multinomial(logits.softmax(1), 1))
         return torch.cat(drawn, dim=1)
 
-    def _logits(self, codes):
-        """(positions, n, n_codewords) of codes (positions, n)."""
-        before = self.codes(codes[:-1] + self._first_of(range(len(codes) - 1)))
-        memory, _ = self.memory(torch.cat([self._start(codes.shape[1]), before]))
-        return torch.baddbmm(self.biases[:, None], memory, self.heads.transpose(1, 2))
+    def _sums(self, codes):
+        """What is known at each position, (positions, n, width), of codes (positions, n)."""
+        firsts = self.n_codewords * torch.arange(len(codes) - 1)  # vectors of each position
+        vectors = self.known(codes[:-1] + firsts[:, None])
+        nothing = vectors.new_zeros(1, *vectors.shape[1:])
+        return torch.cat([nothing, vectors.cumsum(0)])
 
-    def _start(self, n):
-        return self.first.expand(1, n, -1)
-
-    def _first_of(self, places):
-        """The number of the first code's vector at these positions, (positions, 1)."""
-        return torch.tensor(places)[:, None] * self.n_codewords
+    def _logits(self, sums, places=slice(None)):
+        """Logits (positions, n, n_codewords) at these places, of what is known there."""
+        first = (sums + self.starts[places]).relu()
+        second = torch.baddbmm(self.inner_biases[places], first, self.inner[places]).relu()
+        return torch.baddbmm(self.biases[places], first + second, self.heads[places])

@@ -79,8 +79,8 @@ class VQVAE(GenerativeAutoencoder):
         sixteenth less than with a quarter (error 5.54 against 5.91 after two epochs).
     prior : {"autoregressive", "positions"}, default="autoregressive"
         What `sample` draws codes from and `bits` measures them by. "positions": how frequent each
-        code was at each position, one more counted for all. "autoregressive": a recurrent network
-        over the positions, trained on the codes after the rest.
+        code was at each position, one more counted for all. "autoregressive": a network that sees
+        the codes before, trained on the codes after the rest.
     prior_epochs : int, default=5
     architecture, image_shape
         As of `Autoencoder`.
