@@ -1,8 +1,8 @@
 """Students ten times smaller than their teachers, alone and taught; labels for a part of the rows.
 
 The teacher learns from the labelled pictures, a student alone does as well; a taught one hears the
-teacher, about those without a label too. Students take equally many steps, taught or alone. The gap
-is that between teacher and student alone.
+teacher, about the pictures without a label too. Students take equally many steps, taught or alone.
+The gap is that between teacher and student alone.
 
 Few labels are where teaching has something to give: small and large networks then differ in what
 they make of them, and the teacher has an opinion about all the other pictures.
