@@ -1,9 +1,9 @@
 /* Products of rows with weights of few bits, looked up in registers and multiplied as bytes.
  *
  * A row of floats becomes bytes from -127 to 127, a scale for each group of columns. Of the weights
- * a panel is as many outputs as there are 32-bit lanes; in a block of CODES_BLOCK columns each lane
- * has 8 quads of codes, and a vector of memory holds 1, 2 or 4 quads of every lane, in the bits of
- * its bytes from the lowest on. A byte shuffle turns codes into levels, which are not negative and
+ * a panel is as many outputs as CODES_VECTORS vectors have 32-bit lanes; in a block of CODES_BLOCK
+ * columns each lane has 8 quads of codes, and the vectors of a panel hold 1, 2 or 4 quads of every
+ * lane, in the bits of their bytes from the lowest on. A byte shuffle turns codes into levels, which are not negative and
  * within 7 bits; their origin is taken back with the sum of the row's bytes. So one memory-bound
  * row reads half a byte a weight and spends three or four instructions on 32 of them.
  *
@@ -25,6 +25,14 @@ enum { CODES_BLOCK = 32, CODES_QUADS = CODES_BLOCK / 4, CODES_ROWS = 4 };
 /* How far ahead panels are fetched, as a core's own prefetching ends with every page. Zen 3, one row,
  * (4096, 4096) in 4 bits, 8.9 MB: 735 us without, 497 us so, beside 1.2 ms of 8-bit integers. */
 enum { CODES_AHEAD = 2048 };
+/* Vectors of a panel: what a row's bytes, scales and sums cost is shared by them. SSE2 spends its
+ * registers on widening. */
+#if defined(__SSE2__) && !defined(__AVX2__)
+enum { CODES_VECTORS = 1 };
+#else
+enum { CODES_VECTORS = 2 };
+#endif
+enum { CODES_BYTES = CODES_VECTORS * LANE_BYTES, CODES_LANES = CODES_VECTORS * F32_LANES };
 #if defined(__AVX2__) || defined(__aarch64__)
 enum { CODES_SHUFFLE = 1 };
 #else
@@ -38,12 +46,12 @@ typedef struct {
     const int8_t *x;        /* (rows, groups * blocks * CODES_BLOCK) */
     const float *row_scale; /* (rows, groups) */
     const int32_t *row_sum; /* (rows, groups): of the bytes of x */
-    const uint8_t *panels;  /* (panels, groups, blocks, CODES_QUADS * LANE_BYTES * bits / 8) */
+    const uint8_t *panels;  /* (panels, groups, blocks, CODES_QUADS * CODES_BYTES * bits / 8) */
     const uint8_t *table;   /* (2, 16): levels of a code of 4 bits, in its first row, or of the lower
                              * and the upper of two codes of 2; NULL: a code is its own level */
-    const uint16_t *scales; /* (panels, groups, F32_LANES): float16 */
+    const uint16_t *scales; /* (panels, groups, CODES_LANES): float16 */
     const uint8_t *points;  /* the same: origins of levels; NULL where it is `origin` */
-    const float *bias;      /* (panels, F32_LANES) or NULL */
+    const float *bias;      /* (panels, CODES_LANES) or NULL */
     int64_t rows, groups, blocks, columns;
     int bits;               /* of a code in a panel: 2, 4 or 8 */
     int depth;              /* vpmaddubsw that may be added in 16 bits: 1, 2, 4, 8 */
@@ -173,31 +181,77 @@ INLINE i32_lanes codes_quad(const int8_t *x)
     return (i32_lanes){0} + quad;
 }
 
+/* Levels of a vector of codes: those in the bits from `shift` on of its bytes. */
+INLINE u8_lanes codes_levels(const uint8_t *at, int bits, int shift, int lookup,
+                             const u8_lanes *table)
+{
+    u8_lanes codes;
+    memcpy(&codes, at, sizeof codes);
+    if (bits < 8) /* shifted in 16 bits: what comes in from the neighbour is masked away */
+        codes = (u8_lanes)((u16_lanes)codes >> (shift & 4)) & 15;
+    return lookup ? codes_lookup(table[shift % 4 / 2], codes) : codes;
+}
+
 /* Sums of a block for `rows` rows, whose bytes lie `stride` apart. */
 INLINE void codes_block(int rows, int bits, int depth, int lookup, const u8_lanes *table,
-                        const uint8_t *panel, const int8_t *x, int64_t stride, i32_lanes *sum)
+                        const uint8_t *panel, const int8_t *x, int64_t stride,
+                        i32_lanes sum[][CODES_VECTORS])
 {
     const int parts = 8 / bits;
-    i32_lanes pairs[CODES_ROWS];
+    i32_lanes pairs[CODES_ROWS][CODES_VECTORS];
     UNROLL for (int load = 0; load < CODES_QUADS / parts; load++) {
-        u8_lanes bytes;
-        memcpy(&bytes, panel + load * LANE_BYTES, sizeof bytes);
-        if (load * LANE_BYTES % 64 == 0)
-            __builtin_prefetch(panel + load * LANE_BYTES + CODES_AHEAD, 0, 3);
+        const uint8_t *at = panel + load * CODES_BYTES;
+        UNROLL for (int line = 0; line < CODES_BYTES; line += 64)
+            if ((load * CODES_BYTES + line) % 64 == 0)
+                __builtin_prefetch(at + line + CODES_AHEAD, 0, 3);
         UNROLL for (int part = 0; part < parts; part++) {
             const int number = load * parts + part;
-            u8_lanes levels = bytes;
-            if (bits < 8) {
-                /* shifted in 16 bits: what comes in from the neighbour is masked away */
-                const int upper = part * bits >= 4;
-                levels = (u8_lanes)((u16_lanes)bytes >> (4 * upper)) & 15;
+            u8_lanes levels[CODES_VECTORS];
+            UNROLL for (int v = 0; v < CODES_VECTORS; v++)
+                levels[v] = codes_levels(at + v * LANE_BYTES, bits, part * bits, lookup, table);
+            UNROLL for (int i = 0; i < rows; i++) {
+                i32_lanes quad = codes_quad(x + i * stride + 4 * number);
+                UNROLL for (int v = 0; v < CODES_VECTORS; v++)
+                    codes_dot(&sum[i][v], &pairs[i][v], levels[v], quad, number, depth);
             }
-            if (lookup) levels = codes_lookup(table[part * bits % 4 / 2], levels);
-            UNROLL for (int i = 0; i < rows; i++)
-                codes_dot(&sum[i], &pairs[i], levels, codes_quad(x + i * stride + 4 * number),
-                          number, depth);
         }
     }
+}
+
+/* What the sums of a group stand for, added to the totals. */
+INLINE void codes_group(int rows, const Codes *job, int64_t panel, int64_t row, int64_t g,
+                        i32_lanes sum[][CODES_VECTORS], f32_lanes total[][CODES_VECTORS])
+{
+    const int64_t first = (panel * job->groups + g) * CODES_LANES;
+    UNROLL for (int v = 0; v < CODES_VECTORS; v++) {
+        f32_lanes scale = codes_scales(job->scales + first + v * F32_LANES);
+        UNROLL for (int i = 0; i < rows; i++) {
+            const int64_t place = (row + i) * job->groups + g;
+            i32_lanes exact = sum[i][v];
+            if (job->points) {
+                i32_lanes origin;
+                for (int lane = 0; lane < F32_LANES; lane++)
+                    origin[lane] = job->points[first + v * F32_LANES + lane];
+                exact -= origin * job->row_sum[place];
+            }
+            f32_lanes real = __builtin_convertvector(exact, f32_lanes);
+            real = product(real, (f32_lanes){0} + job->row_scale[place]);
+            total[i][v] += product(real, scale);
+        }
+    }
+}
+
+INLINE void codes_store(const Codes *job, int64_t row, int64_t first, f32_lanes total)
+{
+    const int64_t count = job->columns - first;
+    f32_lanes y = product(total, (f32_lanes){0} + job->unit);
+    if (job->bias) y += f32_load(job->bias + first);
+    y = bounded(y, job->low, job->high);
+    float *to = job->y + row * job->columns + first;
+    if (count >= F32_LANES)
+        f32_store(to, y);
+    else if (count > 0)
+        f32_store_part(to, y, count);
 }
 
 /* One panel by `rows` rows from `row` on. */
@@ -206,48 +260,34 @@ INLINE void codes_panel(int rows, int bits, int depth, int lookup, const Codes *
 {
     const int64_t groups = job->groups, blocks = job->blocks;
     const int64_t width = groups * blocks * CODES_BLOCK;
-    const int64_t step = CODES_QUADS * LANE_BYTES * bits / 8;
+    const int64_t step = CODES_QUADS * CODES_BYTES * bits / 8;
     const uint8_t *at = job->panels + panel * groups * blocks * step;
     const int8_t *x = job->x + row * width;
-    const int64_t first = panel * F32_LANES;
-    f32_lanes total[CODES_ROWS];
+    f32_lanes total[CODES_ROWS][CODES_VECTORS];
     u8_lanes table[2] = {{0}, {0}};
     if (lookup)
         for (int i = 0; i < LANE_BYTES; i++) {
             table[0][i] = job->table[i % 16];
             table[1][i] = job->table[16 + i % 16];
         }
-    UNROLL for (int i = 0; i < rows; i++) total[i] = (f32_lanes){0};
+    UNROLL for (int i = 0; i < rows; i++)
+        UNROLL for (int v = 0; v < CODES_VECTORS; v++) total[i][v] = (f32_lanes){0};
     for (int64_t g = 0; g < groups; g++) {
-        i32_lanes sum[CODES_ROWS];
-        UNROLL for (int i = 0; i < rows; i++) sum[i] = (i32_lanes){0};
+        i32_lanes sum[CODES_ROWS][CODES_VECTORS];
+        UNROLL for (int i = 0; i < rows; i++) {
+            const int32_t start = -job->origin * job->row_sum[(row + i) * groups + g];
+            UNROLL for (int v = 0; v < CODES_VECTORS; v++) sum[i][v] = (i32_lanes){0} + start;
+        }
         for (int64_t block = 0; block < blocks; block++) {
             codes_block(rows, bits, depth, lookup, table, at, x, width, sum);
             at += step;
             x += CODES_BLOCK;
         }
-        f32_lanes scale = codes_scales(job->scales + (panel * groups + g) * F32_LANES);
-        i32_lanes origin = (i32_lanes){0} + job->origin;
-        if (job->points)
-            for (int lane = 0; lane < F32_LANES; lane++)
-                origin[lane] = job->points[(panel * groups + g) * F32_LANES + lane];
-        UNROLL for (int i = 0; i < rows; i++) {
-            int64_t place = (row + i) * groups + g;
-            i32_lanes exact = sum[i] - origin * job->row_sum[place];
-            f32_lanes real = __builtin_convertvector(exact, f32_lanes);
-            real = product(real, (f32_lanes){0} + job->row_scale[place]);
-            total[i] += product(real, scale);
-        }
+        codes_group(rows, job, panel, row, g, sum, total);
     }
-    f32_lanes bias = {0};
-    if (job->bias) memcpy(&bias, job->bias + first, sizeof bias);
-    int64_t count = job->columns - first < F32_LANES ? job->columns - first : F32_LANES;
-    UNROLL for (int i = 0; i < rows; i++) {
-        f32_lanes y = product(total[i], (f32_lanes){0} + job->unit);
-        if (job->bias) y += bias;
-        y = bounded(y, job->low, job->high);
-        memcpy(job->y + (row + i) * job->columns + first, &y, (size_t)count * sizeof(float));
-    }
+    UNROLL for (int i = 0; i < rows; i++)
+        UNROLL for (int v = 0; v < CODES_VECTORS; v++)
+            codes_store(job, row + i, panel * CODES_LANES + v * F32_LANES, total[i][v]);
 }
 
 /* ---- which of the tiles --------------------------------------------------------------------- */

@@ -9,7 +9,7 @@ cdef extern from "codes.h" nogil:
     enum:
         CODES_BLOCK
         CODES_SHUFFLE
-        F32_LANES
+        CODES_LANES
     ctypedef struct Codes:
         const int8_t *x
         const float *row_scale
@@ -28,11 +28,11 @@ cdef extern from "codes.h" nogil:
     void codes_panels(const Codes *, int64_t, int64_t)
 
 # Columns of a block, outputs of a panel, whether codes can be looked up in registers.
-BLOCK, COLUMNS, SHUFFLE = CODES_BLOCK, F32_LANES, bool(CODES_SHUFFLE)
+BLOCK, COLUMNS, SHUFFLE = CODES_BLOCK, CODES_LANES, bool(CODES_SHUFFLE)
 
 # Panels of a task: a few KB of weights each.
 cdef enum:
-    TASK_PANELS = 8
+    TASK_PANELS = 4
 
 
 cdef int quantize(const Call *call) noexcept nogil:
@@ -66,7 +66,7 @@ cdef int multiply(const Call *call) noexcept nogil:
     values: unit, low, high.
     """
     cdef Codes job
-    cdef int64_t task, panels = (call.size[3] + F32_LANES - 1) // F32_LANES
+    cdef int64_t task, panels = (call.size[3] + CODES_LANES - 1) // CODES_LANES
     job.x, job.row_scale = <const int8_t *> call.operand[0], <const float *> call.operand[1]
     job.row_sum, job.panels = <const int32_t *> call.operand[2], <const uint8_t *> call.operand[3]
     job.table, job.scales = <const uint8_t *> call.operand[4], <const uint16_t *> call.operand[5]
