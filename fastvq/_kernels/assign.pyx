@@ -9,8 +9,9 @@ every plan gives the same codes.
 """
 
 from cython.parallel cimport prange, threadid
-from libc.stdint cimport int32_t, uint8_t, uint16_t
+from libc.stdint cimport int32_t, uint8_t
 
+from fastvq._kernels.codes_out cimport put_codes
 from fastvq._kernels.rows cimport Rows, pack_block, real, rows_of, scaled_rows
 
 cdef extern from "tile.h" nogil:
@@ -70,34 +71,11 @@ cdef struct Codes:
     Py_ssize_t step  # codes from that of a position to that of the next
 
 
-ctypedef fused code_type:
-    uint8_t
-    uint16_t
-    int32_t
-
-
-cdef inline void put_codes_as(
-    code_type *target, Py_ssize_t step, const int32_t *code, Py_ssize_t count,
-) noexcept nogil:
-    cdef Py_ssize_t i
-    if step == 1:
-        for i in range(count):
-            target[i] = <code_type> code[i]
-    else:
-        for i in range(count):
-            target[i * step] = <code_type> code[i]
-
-
-cdef inline void put_codes(
+cdef inline void put(
     Codes codes, Py_ssize_t position, const int32_t *code, Py_ssize_t count,
 ) noexcept nogil:
-    cdef char *target = codes.data + position * codes.step * codes.itemsize
-    if codes.itemsize == 1:
-        put_codes_as(<uint8_t *> target, codes.step, code, count)
-    elif codes.itemsize == 2:
-        put_codes_as(<uint16_t *> target, codes.step, code, count)
-    else:
-        put_codes_as(<int32_t *> target, codes.step, code, count)
+    put_codes(codes.data + position * codes.step * codes.itemsize, codes.itemsize, codes.step, code,
+              count)
 
 
 def assign_expanded(
@@ -187,7 +165,7 @@ cdef int expand_task(
                 code[r] = nearer(rows, first + r, scale, codebook, code[r], runner_up[r], block)
                 if others != NULL:
                     others[place + r] = max(<real> 0, best[r] + norm[r] - margin[r])
-        put_codes(codes, place, code, count)
+        put(codes, place, code, count)
     return bad
 
 
@@ -286,7 +264,7 @@ cdef int direct_task(
                 f32_direct(block, codebook, k, d, best, code)
             else:
                 f64_direct(block, codebook, k, d, best, code)
-            put_codes(codes, place, code, count)
+            put(codes, place, code, count)
         else:
             if real is float:
                 f32_direct_two(block, codebook, k, d, best, second, code)

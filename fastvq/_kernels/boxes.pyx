@@ -8,23 +8,17 @@ from libc.math cimport INFINITY
 from libc.stdint cimport int32_t, int64_t, uint8_t
 from libc.string cimport memcpy
 
+from fastvq._kernels.candidates cimport (
+    candidates_in,
+    filled_up_to,
+    nearest_of,
+    rows_at_once,
+)
 from fastvq._kernels.rows cimport Rows, pack_block, real, rows_of
 
 cdef extern from "boxes.h" nogil:
     enum:
         MOST_ROWS
-    Py_ssize_t f32_block_rows(Py_ssize_t)
-    Py_ssize_t f64_block_rows(Py_ssize_t)
-    Py_ssize_t f32_box_step()
-    Py_ssize_t f64_box_step()
-    Py_ssize_t f32_box_candidates(
-        const float *, Py_ssize_t, Py_ssize_t, Py_ssize_t, const float *, const float *, float *,
-        int32_t *)
-    Py_ssize_t f64_box_candidates(
-        const double *, Py_ssize_t, Py_ssize_t, Py_ssize_t, const double *, const double *, double *,
-        int32_t *)
-    void f32_direct(const float *, const float *, Py_ssize_t, Py_ssize_t, float *, int32_t *)
-    void f64_direct(const double *, const double *, Py_ssize_t, Py_ssize_t, double *, int32_t *)
 
 cdef extern from "pair.h" nogil:
     enum:
@@ -36,7 +30,7 @@ cdef enum:
 
 def block_rows(Py_ssize_t d, int itemsize):
     """Rows that are compared with a codeword at once."""
-    return f32_block_rows(d) if itemsize == 4 else f64_block_rows(d)
+    return rows_at_once(d, itemsize)
 
 
 def most_features():
@@ -46,11 +40,7 @@ def most_features():
 
 def step(int itemsize):
     """What the number of codewords is filled up to a multiple of."""
-    return f32_box_step() if itemsize == 4 else f64_box_step()
-
-
-cdef inline Py_ssize_t rows_at_once(Py_ssize_t d, real like) noexcept nogil:
-    return f32_block_rows(d) if real is float else f64_block_rows(d)
+    return filled_up_to(itemsize)
 
 
 cdef inline Py_ssize_t padded(Py_ssize_t nbytes) noexcept nogil:
@@ -81,7 +71,7 @@ cdef void enclose_box(
     const Rows *rows, Py_ssize_t start, Py_ssize_t stop, real *centre, real *reach, real *block,
 ) noexcept nogil:
     """The reach is rounded up."""
-    cdef Py_ssize_t d = rows.n_features, width = rows_at_once(d, <real> 0), f, r, b, first, count
+    cdef Py_ssize_t d = rows.n_features, width = rows_at_once(d, sizeof(real)), f, r, b, first, count
     cdef real eps = 1.2e-7 if real is float else 2.3e-16
     cdef real least
     for f in range(d):
@@ -130,29 +120,21 @@ cdef Py_ssize_t assign_box(
     const int32_t *order, int32_t *codes, real *distances, uint8_t *scratch,
 ) noexcept nogil:
     cdef Py_ssize_t d = rows.n_features, i, r, b, first, count, n_candidates
-    cdef Py_ssize_t width = rows_at_once(d, <real> 0)
+    cdef Py_ssize_t width = rows_at_once(d, sizeof(real))
     cdef real *far = <real *> scratch
     cdef int32_t *candidates = <int32_t *> (scratch + padded(k * sizeof(real)))
     cdef real *chosen = <real *> (<uint8_t *> candidates + padded(k * 4))
     cdef real *block = <real *> (<uint8_t *> chosen + padded(k * d * sizeof(real)))
     cdef real best[MOST_ROWS]
     cdef int32_t code[MOST_ROWS]
-    if real is float:
-        n_candidates = f32_box_candidates(
-            features, k, n, d, centre, reach, far, candidates)
-    else:
-        n_candidates = f64_box_candidates(
-            features, k, n, d, centre, reach, far, candidates)
+    n_candidates = candidates_in(features, k, n, d, centre, reach, far, candidates)
     for i in range(n_candidates):
         memcpy(chosen + i * d, codebook + candidates[i] * d, d * sizeof(real))
     for b in range((stop - start + width - 1) // width):
         first = start + b * width
         count = min(width, stop - first)
         pack_block(rows, first, count, width, block)
-        if real is float:
-            f32_direct(block, chosen, n_candidates, d, best, code)
-        else:
-            f64_direct(block, chosen, n_candidates, d, best, code)
+        nearest_of(block, chosen, n_candidates, d, best, code)
         for r in range(count):
             codes[order[first + r]] = candidates[code[r]]
             distances[order[first + r]] = best[r]

@@ -6,27 +6,22 @@ their cell by the definition (assign.pyx). Rows outside of the grid are compared
 """
 
 from cython.parallel cimport prange, threadid
-from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t
-from libc.string cimport memcpy, memset
+from libc.stdint cimport int32_t, uint8_t, uint32_t
+from libc.string cimport memset
 
+from fastvq._kernels.candidates cimport (
+    candidates_in,
+    filled_up_to,
+    nearest_of,
+    rows_at_once,
+)
+from fastvq._kernels.codes_out cimport put_codes, put_codes_at
 from fastvq._kernels.rows cimport Rows, contiguous_rows, real, rows_of, within_range
 
 cdef extern from "grid.h" nogil:
     enum:
         MOST_ROWS
         GATHER_AHEAD
-    Py_ssize_t f32_block_rows(Py_ssize_t)
-    Py_ssize_t f64_block_rows(Py_ssize_t)
-    Py_ssize_t f32_box_step()
-    Py_ssize_t f64_box_step()
-    Py_ssize_t f32_box_candidates(
-        const float *, Py_ssize_t, Py_ssize_t, Py_ssize_t, const float *, const float *, float *,
-        int32_t *)
-    Py_ssize_t f64_box_candidates(
-        const double *, Py_ssize_t, Py_ssize_t, Py_ssize_t, const double *, const double *, double *,
-        int32_t *)
-    void f32_direct(const float *, const float *, Py_ssize_t, Py_ssize_t, float *, int32_t *)
-    void f64_direct(const double *, const double *, Py_ssize_t, Py_ssize_t, double *, int32_t *)
     void f32_cells(const float *, Py_ssize_t, Py_ssize_t, const float *, const float *,
                    const int32_t *, int32_t, int32_t *)
     void f64_cells(const double *, Py_ssize_t, Py_ssize_t, const double *, const double *,
@@ -46,11 +41,7 @@ cdef enum:
 
 def step(int itemsize):
     """What the number of codewords is filled up to a multiple of."""
-    return f32_box_step() if itemsize == 4 else f64_box_step()
-
-
-cdef inline Py_ssize_t block_rows(Py_ssize_t d, real like) noexcept nogil:
-    return f32_block_rows(d) if real is float else f64_block_rows(d)
+    return filled_up_to(itemsize)
 
 
 cdef inline Py_ssize_t padded(Py_ssize_t nbytes) noexcept nogil:
@@ -61,7 +52,7 @@ def workspace_bytes(
     Py_ssize_t d, int itemsize, Py_ssize_t k, Py_ssize_t n_cells, Py_ssize_t task_rows,
 ):
     """Scratch memory of one thread."""
-    cdef Py_ssize_t width = block_rows(d, <float> 0) if itemsize == 4 else block_rows(d, <double> 0)
+    cdef Py_ssize_t width = rows_at_once(d, itemsize)
     return (padded(task_rows * d * itemsize)  # rows, where they do not lie plain
             + 3 * padded((task_rows + GATHER_AHEAD) * 4)  # those that wait, their cells, and those in order of cells
             + padded(n_cells * 4)
@@ -100,10 +91,7 @@ cdef void fill_cell(
     for f in range(d - 1, -1, -1):
         centre[f] = <real> (low[f] + (cell % axis[f] + 0.5) * side[f])
         cell //= axis[f]
-    if real is float:
-        count = f32_box_candidates(features, k, n, d, centre, reach, far, candidates)
-    else:
-        count = f64_box_candidates(features, k, n, d, centre, reach, far, candidates)
+    count = candidates_in(features, k, n, d, centre, reach, far, candidates)
     memset(mask, 0, n_words * 4)
     for i in range(count):
         mask[candidates[i] // 32] |= <uint32_t> 1 << (candidates[i] % 32)
@@ -151,7 +139,7 @@ cdef int assign_task(
     const Rows *source, const Grid *grid, Py_ssize_t start, Py_ssize_t n, Py_ssize_t task_rows,
     char *codes, int itemsize, real *scratch,
 ) noexcept nogil:
-    cdef Py_ssize_t d = source.n_features, width = block_rows(d, <real> 0)
+    cdef Py_ssize_t d = source.n_features, width = rows_at_once(d, sizeof(real))
     cdef const real *rows = contiguous_rows(source, start, n, scratch)
     cdef int32_t *waiting = <int32_t *> (<uint8_t *> scratch + padded(task_rows * d * sizeof(real)))
     cdef int32_t *cells = <int32_t *> (<uint8_t *> waiting + padded((task_rows + GATHER_AHEAD) * 4))
@@ -187,7 +175,7 @@ cdef inline Py_ssize_t look_up(
     Py_ssize_t n_waiting, int32_t *counts,
 ) noexcept nogil:
     """Codes where one codeword alone can win; the other rows wait, and are counted by cell."""
-    cdef Py_ssize_t width = block_rows(d, <real> 0), r
+    cdef Py_ssize_t width = rows_at_once(d, sizeof(real)), r
     cdef int32_t cell[MOST_ROWS]
     cdef int32_t code[MOST_ROWS]
     cdef bint waits
@@ -200,7 +188,7 @@ cdef inline Py_ssize_t look_up(
                   grid.axis, <int32_t> (grid.n_cells - 1), cell)
     for r in range(width):
         code[r] = grid.only[cell[r]]
-    put_codes(codes + first * itemsize, itemsize, code, count)
+    put_codes(codes + first * itemsize, itemsize, 1, code, count)
     for r in range(count):  # without branches: which rows wait cannot be foreseen
         waits = code[r] == UNDECIDED
         waiting[n_waiting] = <int32_t> (first + r)
@@ -225,20 +213,6 @@ cdef inline void pack(
         f64_transpose(rows, d, width, d, block)
 
 
-cdef inline void put_codes(
-    char *codes, int itemsize, const int32_t *code, Py_ssize_t count,
-) noexcept nogil:
-    cdef Py_ssize_t r
-    if itemsize == 1:
-        for r in range(count):
-            (<uint8_t *> codes)[r] = <uint8_t> code[r]
-    elif itemsize == 2:
-        for r in range(count):
-            (<uint16_t *> codes)[r] = <uint16_t> code[r]
-    else:
-        memcpy(codes, code, count * 4)
-
-
 cdef bint all_within(
     const real *rows, const int32_t *places, Py_ssize_t n, Py_ssize_t d,
 ) noexcept nogil:
@@ -254,7 +228,7 @@ cdef void compare(
     Py_ssize_t d, char *codes, int itemsize, real *block,
 ) noexcept nogil:
     """Compare the rows of a cell, n of them at these places, with its candidates."""
-    cdef Py_ssize_t width = block_rows(d, <real> 0), k = grid.n_codewords
+    cdef Py_ssize_t width = rows_at_once(d, sizeof(real)), k = grid.n_codewords
     cdef Py_ssize_t b, first, r, f, here, word, count = 0
     cdef int32_t *candidates = <int32_t *> (<uint8_t *> block + padded(width * d * sizeof(real)))
     cdef real *chosen = <real *> (<uint8_t *> candidates + padded(k * 4))
@@ -276,16 +250,9 @@ cdef void compare(
         here = min(width, n - first)
         if real is float:
             f32_gather(rows, places + first, here, d, width, block)
-            f32_direct(block, chosen, count, d, best, code)
         else:
             f64_gather(rows, places + first, here, d, width, block)
-            f64_direct(block, chosen, count, d, best, code)
-        if itemsize == 1:
-            for r in range(here):
-                (<uint8_t *> codes)[places[first + r]] = <uint8_t> candidates[code[r]]
-        elif itemsize == 2:
-            for r in range(here):
-                (<uint16_t *> codes)[places[first + r]] = <uint16_t> candidates[code[r]]
-        else:
-            for r in range(here):
-                (<int32_t *> codes)[places[first + r]] = candidates[code[r]]
+        nearest_of(block, chosen, count, d, best, code)
+        for r in range(here):
+            code[r] = candidates[code[r]]
+        put_codes_at(codes, itemsize, places + first, code, here)
