@@ -59,6 +59,15 @@ class Packed:
         self._offset = kernel.offset(self.form)
         self.column_sums = self.per_column(self.sums, np.int32)
         self._starts = {}
+        self._scratch = 0, 0
+
+    def scratch_bytes(self, rows):
+        """What a thread needs for itself for so many rows; the last answer is kept."""
+        known, size = self._scratch
+        if known != rows:
+            size = load("int8").scratch_bytes(self.form, rows, self.k)
+            self._scratch = rows, size
+        return size
 
     def _in_order(self, weight, kernel):
         group = kernel.group(self.form)

@@ -93,6 +93,8 @@ def get_num_threads() -> int:
 
 def effective(n_threads: int | None = None) -> int:
     """Number of threads to hand to a kernel, from a caller's `n_threads` (None: the default)."""
+    if n_threads.__class__ is int and n_threads == 1:
+        return 1  # before anything is asked: some calls take a few microseconds
     if n_threads is not None:
         wanted = _resolve(n_threads, "n_threads")
     elif _setting is not None:

@@ -199,14 +199,14 @@ def _product(
 ):  # fmt: skip
     (m, k), n, packed = X.shape, weight.shape[0], weight.packed
     y = np.empty((m, n), _DTYPES[dtype]) if out is None else out
-    good = y.shape == (m, n) and y.dtype == _DTYPES[dtype]
-    if not (good and y.flags.c_contiguous and y.flags.writeable):
+    good, flags = y.shape == (m, n) and y.dtype == _DTYPES[dtype], y.flags
+    if not (good and flags.c_contiguous and flags.writeable):
         raise ValueError(f"out must be contiguous {dtype} of shape {(m, n)}")
     multiplier, bias = _per_column(packed, multiplier), _per_column(packed, bias)
     threads = thread_count(n_threads, m * n * k // 4)
     step = max(64, CALL_WORK // (n * k))
     kernel = load("int8")
-    scratch = np.empty(threads * kernel.scratch_bytes(packed.form, min(m, step), k), np.uint8)
+    scratch = np.empty(threads * packed.scratch_bytes(min(m, step)), np.uint8)
     table = None if table is None else np.ascontiguousarray(table)
     for first in range(0, m, step):
         rows, part = (X, y) if m <= step else (X[first : first + step], y[first:])
