@@ -144,6 +144,32 @@ def test_any_order_of_values(width):
         assert_same_bits(kernels.gemm_int8(X, weight), reference.gemm_int8(X, values))
 
 
+@pytest.mark.parametrize("width", [1, 8, 31, 32, 100])
+def test_what_groups_pick_has_room(width):
+    """Each value once; parts of pairs, and of two pairs that are added in 16 bits, within 128."""
+    kernel = _kernels.load("int8")
+    if not kernel.CAN_PAIR:
+        pytest.skip("this level adds no pairs")
+    rng = np.random.default_rng(width)
+    weight = np.clip(np.rint(25 * rng.standard_normal((33, width))), -128, 127).astype(np.int8)
+    shape = -(-len(weight) // kernel.COLUMNS), -(-width // kernel.CHOICE)
+    orders = np.zeros((*shape, kernel.GROUPS), np.uint32)
+    counts, doubles = np.empty((2, *shape), np.int8)
+    kernel.plan_pairs(weight, orders, counts, doubles)
+    for panel, block in np.ndindex(shape):
+        columns = weight[panel * kernel.COLUMNS :][: kernel.COLUMNS]
+        values = columns[:, block * kernel.CHOICE :][:, : kernel.CHOICE].astype(int)
+        order = orders[panel, block, : counts[panel, block]].view(np.uint8)
+        assert sorted(order[order < kernel.CHOICE]) == list(range(values.shape[1]))
+        alone = np.zeros((len(values), 256 - values.shape[1]), int)  # no value: a weight of 0
+        picked = np.hstack([values, alone])[:, order].reshape(len(values), -1, 2, 2)
+        twice = picked[:, : 2 * doubles[panel, block]].reshape(len(values), -1, 2, 2, 2)
+        for added, axes in (picked, 3), (twice, (2, 4)):
+            assert np.maximum(added, 0).sum(axis=axes).max(initial=0) <= 128
+            assert np.minimum(added, 0).sum(axis=axes).min(initial=0) >= -128
+    assert width < kernel.CHOICE or doubles.any()
+
+
 def test_a_row_alone_and_in_a_batch():
     rng = np.random.default_rng(0)
     X, weight = some_rows(rng, 61, 130), kernels.Int8Weight(some_bytes(rng, 75, 130))

@@ -17,6 +17,8 @@ WINDOWS = [
     {"kernel": (3, 3), "pads": (1, 1, 1, 1), "strides": (2, 2)},
     {"kernel": (5, 3), "pads": (2, 1, 2, 1), "strides": (1, 3)},
     {"kernel": (2, 2), "pads": (1, 0, 0, 1), "dilations": (1, 2)},
+    {"kernel": (3, 3)},
+    {"kernel": (4, 4), "pads": (0, 2, 1, 0)},
     {"kernel": (1, 1)},
     {"kernel": (1, 5), "pads": (0, 4, 0, 4)},
 ]

@@ -58,7 +58,7 @@ def numbers(*shape, dtype=np.float32, seed=0):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    "shape", [(1,), (7, 1), (17, 33), (2, 3, 5), (3, 1, 16, 9), (2, 3, 2, 3, 4)]
+    "shape", [(1,), (7, 1), (17, 33), (3, 50), (2, 3, 5), (3, 1, 16, 9), (2, 3, 2, 3, 4)]
 )
 def test_transpose(shape, dtype):
     x = numbers(*shape, dtype=dtype)
