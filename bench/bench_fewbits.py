@@ -3,6 +3,8 @@
 One row reads every weight once, so bytes decide; rows in batches are bound by arithmetic. All take
 float32 rows and give float32, by a call of a whole model. Answers are compared with those of the
 weights that each has, in float64: what is left is the rounding of rows to bytes.
+
+LSTMs compute in float32 whatever their weights are stored in: few bits are to cost no time there.
 """
 
 from __future__ import annotations
@@ -19,8 +21,15 @@ CASES = {
     f"{m}×{n}×{k}": (m, n, k)
     for m, n, k in [(1, 4096, 4096), (1, 4096, 16384), (8, 4096, 4096), (64, 4096, 4096)]
 }
-#: of our 4 bits for one row: to the best peer with 8 bits, to MatMulNBits
-WANTED_INT8, WANTED_NBITS = 1.8, 1.0
+#: rows of a classifier of 28 steps of 28 numbers, 128 units
+LSTM_CASES = {f"LSTM, {n} row{'s' * (n > 1)}": n for n in (1, 32, 256)}
+STEPS, FEATURES, UNITS, CLASSES = 28, 28, 128, 10
+#: for one row; for more
+WANTED = {
+    "int4 to int8": 1.8, "codebook4 to int8": 1.8, "int4 to MatMulNBits": 1.0,
+    "2 bits to 4": 1.3, "6 bits to int8": 1.0,
+}  # fmt: skip
+WANTED_ROWS = {"int4 to int8": 0.8, "codebook4 to int8": 0.8, "6 bits to int8": 0.8}
 GROUP = 64
 OURS_FEW = ("int4", "codebook4", "codebook2", "codebook6")
 INT8_PEERS = ("onnxruntime int8", "torch int8", "fastvq int8")
@@ -56,6 +65,63 @@ class Case:
         name = name.removeprefix("fastvq ")
         values = self.weights[name if name in OURS_FEW else "int4"].decode()
         return self.real.astype(np.float64) @ values.T.astype(np.float64)
+
+
+class LstmCase:
+    """Rows of steps, and a model of random weights that reads them."""
+
+    def __init__(self, n):
+        from fastvq import CompressedModel
+        from fastvq.runtime import Graph, Node, Value
+        from fastvq.runtime.encoding import Raw
+
+        rng = np.random.default_rng(n)
+        shapes = {
+            "w": (1, 4 * UNITS, FEATURES), "r": (1, 4 * UNITS, UNITS), "b": (1, 4 * UNITS),
+            "dense": (CLASSES, UNITS),
+        }  # fmt: skip
+        constants = {
+            name: Raw((rng.standard_normal(shape) / np.sqrt(UNITS)).astype(np.float32))
+            for name, shape in shapes.items()
+        }
+        nodes = [
+            Node("LSTM", ("x", "w", "r", "b"), ("y", "h", "c")),
+            Node("Dense", ("h", "dense"), ("classes",)),
+        ]
+        self.real = rng.standard_normal((n, STEPS, FEATURES), np.float32)
+        self.whole = CompressedModel(Graph(
+            nodes, [Value("x", "float32", ("N", STEPS, FEATURES))],
+            [Value("classes", "float32", ("N", 1, CLASSES))], constants,
+        ))  # fmt: skip
+        self.operations = 2 * n * STEPS * 4 * UNITS * (FEATURES + UNITS)
+        self.models = {"fastvq float32": self.whole}
+
+    def exact(self, name):
+        """In float32, of the weights that each has."""
+        from fastvq.compress.few_bits import restored
+
+        return restored(self.models[name])(self.real)
+
+
+def lstm(name, **settings):
+    def make(case, n_threads):
+        import fastvq
+
+        if settings:
+            case.models[name] = fastvq.compress(case.whole, case.real, **settings)
+        model = case.models[name]
+        return lambda: model(case.real, n_threads=n_threads)
+
+    return make
+
+
+LSTMS = {
+    "fastvq float32": lstm("fastvq float32"),
+    "fastvq int8": lstm("fastvq int8", scheme="int8"),
+    "fastvq int4": lstm("fastvq int4", scheme="int4"),
+    "fastvq codebook4": lstm("fastvq codebook4", scheme="codebook"),
+    "fastvq codebook2": lstm("fastvq codebook2", scheme="codebook", bits=2),
+}
 
 
 def _codes(rng, n, k, bits):
@@ -155,16 +221,18 @@ CONTESTANTS = {
 def measure(options: Options) -> dict:
     records = []
     cases = {name: lambda size=size: (_case(*size),) for name, size in CASES.items()}
+    cases |= {name: lambda n=n: (LstmCase(n),) for name, n in LSTM_CASES.items()}
     for n_threads in options.threads:
         with timing.thread_limit(n_threads):
             for name, case in data.available(cases, options.only):
-                records += _measure_one(name, case, n_threads, options)
+                makers = LSTMS if name in LSTM_CASES else CONTESTANTS
+                records += _measure_one(name, case, makers, n_threads, options)
     return {"records": records}
 
 
-def _measure_one(label, case, n_threads, options):
+def _measure_one(label, case, makers, n_threads, options):
     taken = timing.take_turns(
-        bench_int8.installed(CONTESTANTS, case, n_threads, options),
+        bench_int8.installed(makers, case, n_threads, options),
         **timing.as_told(options, n_threads, repeats=10, budget=1 / 4),
     )
     new = []
@@ -179,30 +247,54 @@ def _measure_one(label, case, n_threads, options):
 
 
 def tables(measured: dict) -> str:
-    rows, notes = [], []
-    names = [*CONTESTANTS]
-    for (case, n_threads), by_name in report.by_case(measured["records"]).items():
-        mine = by_name.get("fastvq int4")
-        if mine is None:
-            continue
-        where = f"{case}, {report.threads_text(n_threads)}"
-        peers = [by_name[name]["median"] for name in INT8_PEERS if name in by_name]
-        to_int8 = min(peers) / mine["median"]
-        nbits = by_name.get("MatMulNBits")
-        to_nbits = nbits and nbits["median"] / mine["median"]
-        if case.startswith("1×") and to_int8 < WANTED_INT8:
-            notes.append(f"{where}: {to_int8:.2f}× the best 8-bit integers")
-        if case.startswith("1×") and nbits and to_nbits < WANTED_NBITS:
-            notes.append(f"{where}: {to_nbits:.2f}× MatMulNBits")
-        rows.append([
-            where,
+    """A table of the dense layers and one of the LSTM, and what is less than is wanted."""
+    found = report.by_case(measured["records"])
+    dense = {key: each for key, each in found.items() if key[0] in CASES}
+    parts = [_table(dense, [*CONTESTANTS], _ratios, "M×N×K")]
+    lstms = {key: each for key, each in found.items() if key[0] in LSTM_CASES}
+    parts += [_table(lstms, [*LSTMS], _lstm_ratios, "")] if lstms else []
+    notes = [note for (case, n), by_name in dense.items() for note in _missed(case, n, by_name)]
+    return "\n\n".join(parts) + report.below(notes)
+
+
+def _table(found, names, ratios, first):
+    rows = [
+        [
+            f"{case}, {report.threads_text(n_threads)}",
             *(report.seconds_text(one and one["median"]) for one in map(by_name.get, names)),
-            report.ratio_text(to_int8),
-            report.ratio_text(to_nbits) if nbits else "",
-        ])  # fmt: skip
-    header = ["M×N×K", *names, "int4 to int8", "int4 to MatMulNBits"]
-    text = report.table(header, rows)
-    return text + report.below(notes)
+            *(report.ratio_text(ratio) if ratio else "" for ratio in ratios(by_name).values()),
+        ]
+        for (case, n_threads), by_name in found.items()
+    ]
+    return report.table([first, *names, *ratios({})], rows)
+
+
+def _ratio(by_name, others, mine):
+    """Time of the fastest of others to that of ours; None where one is missing."""
+    times = [by_name[name]["median"] for name in others if name in by_name]
+    return min(times) / by_name[mine]["median"] if times and mine in by_name else None
+
+
+def _ratios(by_name):
+    return {
+        "int4 to int8": _ratio(by_name, INT8_PEERS, "fastvq int4"),
+        "codebook4 to int8": _ratio(by_name, INT8_PEERS, "fastvq codebook4"),
+        "int4 to MatMulNBits": _ratio(by_name, ["MatMulNBits"], "fastvq int4"),
+        "2 bits to 4": _ratio(by_name, ["fastvq codebook4"], "fastvq codebook2"),
+        "6 bits to int8": _ratio(by_name, INT8_PEERS, "fastvq codebook6"),
+    }
+
+
+def _lstm_ratios(by_name):
+    return {"int4 to int8": _ratio(by_name, ["fastvq int8"], "fastvq int4")}
+
+
+def _missed(case, n_threads, by_name):
+    where = f"{case}, {report.threads_text(n_threads)}"
+    wanted = WANTED if case.startswith("1×") else WANTED_ROWS
+    for what, ratio in _ratios(by_name).items():
+        if ratio and ratio < wanted.get(what, 0):
+            yield f"{where}: {what} {ratio:.2f}× of {wanted[what]}×"
 
 
 # -- pytest-benchmark ---------------------------------------------------------------------------

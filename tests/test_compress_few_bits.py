@@ -441,6 +441,19 @@ class TestBudgets:
         with pytest.raises(ValueError, match="smallest file"):
             fastvq.compress(weights, scheme="auto", size_budget=100)
 
+    def test_other_sizes_of_the_same_fit(self, digits):
+        model, X, y = digits
+        quantizer = WeightQuantizer("auto", size_budget=20_000).fit(model, X[:400], y[:400])
+        anew = WeightQuantizer("auto", size_budget=12_000).fit_transform(model, X[:400], y[:400])
+        small = quantizer.resized(12_000)
+        assert 0.97 * 12_000 <= small.nbytes <= 12_000
+        np.testing.assert_array_equal(small(X)[1], anew(X)[1])
+        assert small.report() and quantizer.transform(model).nbytes > small.nbytes
+        with pytest.raises(ValueError, match="smallest file"):
+            quantizer.resized(500)
+        with pytest.raises(ValueError, match="one size"):
+            WeightQuantizer().fit(model).resized(12_000)
+
     def test_frontier(self, digits):
         model, X, y = digits
         quantizer = WeightQuantizer("auto", size_budget=20_000).fit(model, X[:400], y[:400])

@@ -143,10 +143,14 @@ class Allocation:
         found["whole"] = self._whole.nbytes, None if judge is None else judge.score(outputs)
         return Frontier(found, name=None if judge is None else judge.name)
 
+    def model(self, schemes: dict):
+        """The model with every weight in its scheme."""
+        return self._writing.model(schemes)
+
     def _model_within(self, budget):
         """The model with the best schemes of so many bytes, which are kept as the last ones."""
         self._last = allocated(self._candidates, budget)
-        return self._writing.model(schemes_of(self._last))
+        return self.model(schemes_of(self._last))
 
     def _least(self):
         return sum(min(c.nbytes for c in some) for some in self._candidates.values())

@@ -211,6 +211,36 @@ class WeightQuantizer(Quantizer):
         self._fitted = model, compressed, arrays
         return self
 
+    def resized(self, size_budget):
+        """The fitted model in another number of bytes; of scheme="auto".
+
+        Nothing is measured again, and weights that keep their scheme are not written again.
+
+        Parameters
+        ----------
+        size_budget : int
+
+        Returns
+        -------
+        compressed : CompressedModel
+
+        Raises
+        ------
+        ValueError
+            Where the budget cannot be kept: it says what can.
+        """
+        allocation = self._allocation("resized")
+        choice = allocation.within_bytes(_whole("size_budget", size_budget, 1, 1 << 50))
+        small = allocation.model(schemes_of(choice))
+        small.metadata["compression"]["settings"] = {}
+        return told(small, {}, self.nbytes_[0], {})
+
+    def _allocation(self, what):
+        check_is_fitted(self, "layers_")
+        if not hasattr(self, "_frontier"):
+            raise ValueError(f"{what} is for scheme='auto': others have one size")
+        return self._frontier[0]
+
     def _allocate(self, writing, whole, judged, y):
         """Schemes for the budget or the drop; what is told of them in the report."""
         allocation = Allocation(writing, whole)
@@ -244,10 +274,7 @@ class WeightQuantizer(Quantizer):
             A dict of lists: "bytes", "expected dB", "score" (on the examples of the fit, with
             `max_drop` on those held out); it makes and runs as many models.
         """
-        check_is_fitted(self, "layers_")
-        if not hasattr(self, "_frontier"):
-            raise ValueError("a frontier is that of scheme='auto': others have one size")
-        return self._frontier[0].frontier(n_points, *self._frontier[1:])
+        return self._allocation("a frontier").frontier(n_points, *self._frontier[1:])
 
     def plot(self, ax=None, n_points=6):
         """Draw :meth:`frontier`, and where the fitted model lies; needs matplotlib.
