@@ -66,8 +66,8 @@ class Allocation:
     def __init__(self, writing, whole):
         self._writing, self._whole = writing, whole
         self._candidates = self._all_candidates()
-        smallest = self._model_within(self._least())
-        self._smallest, self._rest = smallest.nbytes, smallest.nbytes - self._least()
+        self._smallest = self._size_within(self._least())
+        self._rest = self._smallest - self._least()
 
     # ---- goals -------------------------------------------------------------------------------
 
@@ -82,7 +82,7 @@ class Allocation:
         fits, best, too_many = self._least(), None, math.inf
         aim = budget - self._rest
         for _ in range(_ATTEMPTS):
-            left = budget - self._model_within(aim).nbytes
+            left = budget - self._size_within(aim)
             if left >= 0:
                 fits, best = max(fits, aim), self._last
                 if left <= _UNUSED * budget or not best.price:  # no more can be bought
@@ -94,7 +94,7 @@ class Allocation:
             if not fits < aim < too_many:
                 aim = (fits + min(too_many, budget)) // 2
         if best is None:
-            self._model_within(self._least())
+            self._size_within(self._least())
             best = self._last
         return best
 
@@ -151,6 +151,11 @@ class Allocation:
         """The model with the best schemes of so many bytes, which are kept as the last ones."""
         self._last = allocated(self._candidates, budget)
         return self.model(schemes_of(self._last))
+
+    def _size_within(self, budget):
+        """Bytes of that model."""
+        self._last = allocated(self._candidates, budget)
+        return self._writing.model(schemes_of(self._last), corrected=False).nbytes
 
     def _least(self):
         return sum(min(c.nbytes for c in some) for some in self._candidates.values())

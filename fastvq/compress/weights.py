@@ -114,10 +114,11 @@ def _is_weight(reader):
     return node.operator != "Gather" or node.attributes.get("axis", 0) == 0
 
 
-def importances(graph: Graph, arrays, weights: list[Weight], n_threads=1) -> dict:
+def importances(graph: Graph, arrays, weights: list[Weight], n_threads=1, mask=None) -> dict:
     """The mean square of what is read in each column of a weight, by name: float64 (width,).
 
-    Weights of which that is not known are left out: recurrent ones, embeddings.
+    Weights of which that is not known are left out: recurrent ones, embeddings. Places of a
+    sequence of which the input `mask` has 0 do not count.
     """
     wanted = {
         w.name: [node.inputs[0] for node, place in w.readers if _reads_columns(node, place)]
@@ -128,8 +129,9 @@ def importances(graph: Graph, arrays, weights: list[Weight], n_threads=1) -> dic
         return {}
     sums = dict.fromkeys(names, 0.0)
     rows = dict.fromkeys(names, 0)
-    for values in stats.runs(graph, arrays, names, n_threads):
+    for places, values in stats.masked_runs(graph, arrays, names, n_threads, mask):
         for name, value in zip(names, values, strict=True):
+            value = stats.counted(value, places)
             flat = value.reshape(-1, value.shape[-1]).astype(np.float64)
             sums[name] = sums[name] + (flat * flat).sum(axis=0)
             rows[name] += len(flat)

@@ -8,7 +8,13 @@ import numpy as np
 
 from fastvq import _threads
 from fastvq.compress import moments, passes, stats
-from fastvq.compress.compensation import certain_shift, compensated, output_error
+from fastvq.compress.compensation import (
+    certain_shift,
+    compensated,
+    output_error,
+    rounded_again,
+)
+from fastvq.compress.integers import mask_of
 from fastvq.compress.schemes.grids import encoded, matrix_of
 from fastvq.compress.scores import plain
 from fastvq.compress.weights import SMALLEST, coded_layers, importances, replaced, weights_of
@@ -26,14 +32,16 @@ class Writing:
     def __init__(self, settings, graph, metadata, arrays):
         self._settings, self._metadata, self.arrays = settings, metadata, arrays
         self.graph = passes.prepared(graph)
-        self.threads = _threads.effective(settings.n_threads)
+        self.threads, self._mask = _threads.effective(settings.n_threads), mask_of(metadata, graph)
         smallest = FEWEST if settings.scheme == "auto" else SMALLEST
         every = weights_of(self.graph, smallest)
         kept = [w for w in every if any(map(w.is_named, settings.keep))]
         self._every, self.weights = every, {w.name: w for w in every if w not in kept}
         chosen = [*self.weights.values()]
         self.counts = (
-            {} if arrays is None else importances(self.graph, arrays, chosen, self.threads)
+            {}
+            if arrays is None
+            else importances(self.graph, arrays, chosen, self.threads, self._mask)
         )
         self._means: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         self._grams: dict[str, np.ndarray] = {}
@@ -55,16 +63,15 @@ class Writing:
         }  # fmt: skip
         nodes = [node for _, node in layers.values()]
         read = [node.inputs[0] for node in nodes]
-        seen = stats.observe(
-            self.graph, self.arrays, read, histograms=False, n_threads=self.threads
-        )
+        settings = {"n_threads": self.threads, "mask": self._mask}
+        seen = stats.observe(self.graph, self.arrays, read, histograms=False, **settings)
         if self._settings.bias_correction:
             self._means = {
                 w.name: (seen[n.inputs[0]].channel_mean, seen[n.inputs[0]].mean_variance)
                 for w, n in layers.values()
             }
         if self._settings.compensate:
-            found = moments.grams(self.graph, self.arrays, nodes, seen, self.threads)
+            found = moments.grams(self.graph, self.arrays, nodes, seen, **settings)
             self._grams = {
                 layers[key][0].name: gram[0] for key, gram in found.items() if len(gram) == 1
             }
@@ -83,10 +90,12 @@ class Writing:
             tensor = encoded(scheme, weight.values, importance=importance, leading=weight.leading)
         return tensor if tensor.nbytes < weight.values.nbytes else Raw(weight.values)
 
-    def model(self, schemes) -> CompressedModel:
-        """The model with every weight in its scheme."""
+    def model(self, schemes, corrected=True) -> CompressedModel:
+        """The model with every weight in its scheme; its size does not depend on `corrected`."""
         tensors = {name: self.tensor(name, scheme) for name, scheme in schemes.items()}
-        small = replaced(self.graph, {**tensors, **self._biases(tensors)})
+        small = replaced(self.graph, tensors)
+        if corrected:
+            small = replaced(small, self._biases(tensors))
         if self._settings.activations == "dynamic":
             small = coded_layers(small)
         rows = {row["tensor"]: row for row in self.layers(schemes)}
@@ -104,7 +113,12 @@ class Writing:
         return CompressedModel(small, metadata, n_threads=self._settings.n_threads)
 
     def _biases(self, tensors):
-        """Biases that take back what rounded weights shift the means of outputs by."""
+        """Biases that take back what rounded weights shift the means of outputs by.
+
+        To bring means of outputs to the float model's layer after layer, as the rounded model gives
+        them, was tried too: MobileNetV2 had an agreement of 0.80 by it, without any correction
+        0.78, at 4.25 bits, and the same at 5.25.
+        """
         users, found = self.graph.users(), {}
         for name, tensor in tensors.items():
             known, (node, _) = self._means.get(name), [*self.weights[name].readers, (None, 0)][0]
@@ -143,7 +157,23 @@ def made_up_for(weight, scheme, importance, gram):
     if plainly <= output_error(matrix, found, gram).sum():
         whole = grid.nearest(0, matrix)
     grid.refit(whole, matrix, gram)
+    if grid.step == 1:
+        whole = _once_more(grid, whole, matrix, gram)
     return grid.tensor(weight.values.shape, whole, weight.leading)
+
+
+def _once_more(grid, codes, matrix, gram):
+    """Codes for the scales that there are by now, and for each other; scales for these."""
+    codes = np.array(codes)
+
+    def rounding(values, column):
+        found = grid.nearest(column, values[:, None])
+        codes[:, column] = found[:, 0]
+        return grid.values(column, found)[:, 0]
+
+    rounded_again(matrix, grid.values(0, codes), gram, rounding)
+    grid.refit(codes, matrix, gram)
+    return codes
 
 
 def _row(weight, tensor):
