@@ -90,8 +90,8 @@ class ModelQuantizer(Quantizer):
     Integers have no NaN. Where activations are dynamic, a row (picture) with NaN or infinity in
     what a layer reads gets NaN from it, as it does from floats, and all finite rows get finite
     answers where the float model does. Where they are static, values are cut off at the ends of
-    the range that examples had, infinity too, and NaN counts as 0: an answer is always a number.
-    It costs nothing; rows that may be NaN are to be asked for that before.
+    the range that examples had, infinity too, and NaN counts as 0: ask rows that may be NaN for it
+    before.
 
     Biases are corrected where the shift of a mean is certain, so that all rows do not pay for one
     value far out among the examples. Layers whose values are compared for equality stay float.
