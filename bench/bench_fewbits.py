@@ -94,22 +94,28 @@ class LstmCase:
             [Value("classes", "float32", ("N", 1, CLASSES))], constants,
         ))  # fmt: skip
         self.operations = 2 * n * STEPS * 4 * UNITS * (FEATURES + UNITS)
-        self.models = {"fastvq float32": self.whole}
+        self.quantizers = {}
+
+    def compressed(self, name, settings):
+        """The model made smaller; the whole one where there are no settings."""
+        from fastvq.compress import ModelQuantizer
+
+        if not settings:
+            return self.whole
+        self.quantizers[name] = ModelQuantizer(**settings).fit(self.whole, self.real)
+        return self.quantizers[name].transform(self.whole)
 
     def exact(self, name):
         """In float32, of the weights that each has."""
-        from fastvq.compress.few_bits import restored
-
-        return restored(self.models[name])(self.real)
+        quantizer = self.quantizers.get(name)
+        if quantizer is None:
+            return self.whole(self.real)
+        return quantizer.inverse_transform(quantizer.transform(self.whole))(self.real)
 
 
 def lstm(name, **settings):
     def make(case, n_threads):
-        import fastvq
-
-        if settings:
-            case.models[name] = fastvq.compress(case.whole, case.real, **settings)
-        model = case.models[name]
+        model = case.compressed(name, settings)
         return lambda: model(case.real, n_threads=n_threads)
 
     return make
