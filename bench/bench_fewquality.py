@@ -18,7 +18,7 @@ from itertools import chain
 
 import numpy as np
 
-from bench import bench_quality, judging, report
+from bench import intpeers, judging, report
 from bench.fewpeers import Peer, rows_of, small_peers
 from bench.options import Options
 
@@ -32,7 +32,7 @@ WANTED = {
 WANTED_DROP = {"LSTM": 0.003}  # of accuracy, mean of the seeds, 75 % smaller
 MINILM_BYTES = 14_000_000
 SEEDS, EPOCHS = 5, 2
-CALIBRATION_CROPS, CROPS = 8, 64
+CALIBRATION_CROPS, CROPS = 8, 128  # of each photograph
 TEXTS, CALIBRATION_TEXTS = 1000, 200
 PLAIN = "k-means"
 SAMPLED = 1 << 20  # values of a tensor that plain clustering finds its codewords on
@@ -121,8 +121,8 @@ def measure_mobilenet(options) -> list[dict]:
 
 def _integer_peers(seen, options):
     """onnxruntime's of 8 bits: it has no convolutions of fewer."""
-    sizes, whole = {}, len(bench_quality._exported("mobilenet"))
-    for name, call in bench_quality._onnxruntime("mobilenet", None, seen, sizes, options):
+    sizes, whole = {}, len(intpeers.exported("mobilenet"))
+    for name, call in intpeers.models_of("mobilenet", seen, sizes, options.quick):
         yield name, Peer(call, round(sizes[name] * whole))
 
 

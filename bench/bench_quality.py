@@ -12,15 +12,13 @@ nearest of the other texts is the same. Fashion-MNIST: accuracy of networks trai
 
 from __future__ import annotations
 
-import os
 import tempfile
-from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
-from bench import judging, report, sessions
+from bench import intpeers, judging, report, sessions
 from bench.options import Options
 
 #: what is to be reached, by case and contestant: measure to (comparison, value)
@@ -57,7 +55,7 @@ def measure_mobilenet(options) -> list[dict]:
         calibration = np.concatenate([judging.crops(name, n_calibration, 0) for name in ours])
         tests = {name: judging.crops(name, n, 1) for name in others}
         models = dict(_ours(whole, calibration, sizes))
-        models |= dict(_onnxruntime("mobilenet", whole, calibration, sizes, options))
+        models |= dict(intpeers.models_of("mobilenet", calibration, sizes, options.quick))
         for name, x in tests.items():
             logits.setdefault("float", {})[name] = judging.batches(whole, x)
             for who, model in models.items():
@@ -98,103 +96,6 @@ def _ours(whole, calibration, sizes):
         yield who, small
 
 
-# -- onnxruntime ---------------------------------------------------------------------------------
-
-
-#: its static kinds: calibration methods. Weights are u8, each channel with its zero point: on a CPU
-#: without VNNI onnxruntime adds pairs of u8 x s8 in 16 bits and saturates, of u8 x u8 it does not.
-#: Its entropy, with as many bins as steps, finds the ranges of MinMax
-STATIC = {f"onnxruntime static, {method}": method for method in ("MinMax", "Entropy", "Percentile")}
-
-
-def _onnxruntime(case, whole, calibration, sizes, options):
-    """onnxruntime's models of the same network, ready to run, by name."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "float.onnx"
-        path.write_bytes(_exported(case))
-        prepared = Path(folder) / "prepared.onnx"
-        from onnxruntime.quantization.shape_inference import quant_pre_process
-
-        with _silent():
-            quant_pre_process(str(path), str(prepared))
-        out = Path(folder) / "small.onnx"
-        kinds = [*STATIC.items()][: 1 if options.quick else None]
-        for who, method in kinds:
-            _static(prepared, out, method, calibration)
-            sizes[who] = out.stat().st_size / path.stat().st_size
-            judging.say(f"{who}: calibrated")
-            yield who, _session(out)
-        _dynamic(prepared, out)
-        who = "onnxruntime dynamic"
-        sizes[who] = out.stat().st_size / path.stat().st_size
-        yield who, _session(out)
-
-
-def _static(path, out, method, calibration):
-    from onnxruntime.quantization import (
-        CalibrationDataReader,
-        CalibrationMethod,
-        QuantFormat,
-        QuantType,
-        quantize_static,
-    )
-
-    class Reader(CalibrationDataReader):
-        def __init__(self):
-            self.rows = iter(range(0, len(calibration), 8))
-
-        def get_next(self):
-            start = next(self.rows, None)
-            return None if start is None else {"x0": calibration[start : start + 8]}
-
-    with _silent():
-        quantize_static(
-            str(path), str(out), Reader(), quant_format=QuantFormat.QDQ, per_channel=True,
-            activation_type=QuantType.QUInt8, weight_type=QuantType.QUInt8,
-            calibrate_method=getattr(CalibrationMethod, method),
-        )  # fmt: skip
-
-
-def _dynamic(path, out):
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    with _silent():
-        quantize_dynamic(str(path), str(out), per_channel=True, weight_type=QuantType.QUInt8)
-
-
-@cache
-def _exported(case) -> bytes:
-    from fastvq.demo.minilm import load_minilm
-    from fastvq.demo.mobilenet import load_mobilenet
-
-    if case == "mobilenet":
-        picture = np.zeros((2, 3, 224, 224), np.float32)
-        return sessions.torch_onnx(load_mobilenet(), (picture,))
-    words = np.ones((2, 8), np.int64)
-    return sessions.torch_onnx(load_minilm(), (words, words), ("N", "T"))
-
-
-def _session(path):
-    session = sessions.onnxruntime_session(path.read_bytes(), os.cpu_count())
-    names = [value.name for value in session.get_inputs()]
-    return lambda *x: session.run(None, dict(zip(names, x, strict=True)))[0]
-
-
-class _silent:
-    """No logging of onnxruntime's tools, which warn of what is meant."""
-
-    def __enter__(self):
-        import logging
-
-        self._level = logging.root.manager.disable
-        logging.disable(logging.WARNING)
-
-    def __exit__(self, *_):
-        import logging
-
-        logging.disable(self._level)
-
-
 # -- MiniLM --------------------------------------------------------------------------------------
 
 
@@ -214,9 +115,9 @@ def measure_minilm(options) -> list[dict]:
         judging.say(f"MiniLM, {activations}: calibrated")
     with tempfile.TemporaryDirectory() as folder:
         path, out = Path(folder) / "float.onnx", Path(folder) / "small.onnx"
-        path.write_bytes(_exported("minilm"))
-        _dynamic(path, out)
-        models["onnxruntime dynamic"] = _session(out)
+        path.write_bytes(intpeers.exported("minilm"))
+        intpeers.dynamic(path, out)
+        models["onnxruntime dynamic"] = sessions.call_of(out.read_bytes())
         sizes["onnxruntime dynamic"] = out.stat().st_size / path.stat().st_size
     return [
         {
@@ -369,6 +270,6 @@ def _missed(records):
         if r.get("change", 0) < -WANTED_DROP:
             yield f"{r['case']}, {r['name']}: {r['change']:+.4f}"
     by_name = {r["name"]: r for r in records if r["case"] == "MobileNetV2"}
-    peers = [r["agreement"] for name, r in by_name.items() if name in STATIC]
+    peers = [r["agreement"] for name, r in by_name.items() if name in intpeers.STATIC]
     if peers and by_name["fastvq static"]["agreement"] < max(peers) + WANTED_LEAD:
         yield f"MobileNetV2: {max(peers)} of onnxruntime's best static, + {WANTED_LEAD}"

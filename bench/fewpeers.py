@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,8 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bench import sessions
-from bench.bench_quality import _dynamic, _silent
+from bench import intpeers, sessions
 
 BLOCK = 32  # of MatMulNBits: its smallest but one, the best of its usual ones
 
@@ -47,7 +45,7 @@ def small_peers(model: bytes, batches):
     with tempfile.TemporaryDirectory() as folder:
         whole, out = Path(folder) / "whole.onnx", Path(folder) / "small.onnx"
         whole.write_bytes(model)
-        _dynamic(whole, out)
+        intpeers.dynamic(whole, out)
         yield "onnxruntime int8", _peer(out.read_bytes())
     if not _multiplied(model):
         return
@@ -68,9 +66,7 @@ def _named(model):
 
 
 def _peer(model):
-    session = sessions.onnxruntime_session(model, os.cpu_count())
-    names = [value.name for value in session.get_inputs()]
-    return Peer(lambda *x: session.run(None, dict(zip(names, x, strict=True)))[0], len(model))
+    return Peer(sessions.call_of(model), len(model))
 
 
 def _multiplied(model):
@@ -113,7 +109,7 @@ def _gptq(model, batches):
 
 
 def _processed(tool, loaded, settings, block, symmetric):
-    with _silent(), contextlib.redirect_stdout(io.StringIO()):
+    with intpeers.silent(), contextlib.redirect_stdout(io.StringIO()):
         quantizer = tool.MatMulNBitsQuantizer(
             loaded, block_size=block, is_symmetric=symmetric, algo_config=settings
         )

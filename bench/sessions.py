@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import warnings
 
 
@@ -14,6 +15,13 @@ def onnxruntime_session(model: bytes, n_threads: int):
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def call_of(model: bytes):
+    """A call of a model by onnxruntime on all inputs, in order, to the first output."""
+    session = onnxruntime_session(model, os.cpu_count())
+    names = [value.name for value in session.get_inputs()]
+    return lambda *x: session.run(None, dict(zip(names, x, strict=True)))[0]
 
 
 def onnxruntime_product(nodes, kinds, constants, n_threads, opsets=()):

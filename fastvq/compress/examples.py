@@ -9,7 +9,7 @@ import numpy as np
 from fastvq.compress import stats
 from fastvq.runtime.model import _check_shapes as check_shapes
 
-__all__ = ["examples_of", "first_rows", "halves", "outputs_of"]
+__all__ = ["examples_of", "first_rows", "halves", "mask_of", "outputs_of"]
 
 
 def first_rows(X):
@@ -79,6 +79,13 @@ def _rows(model, arrays, chosen):
     first = model.graph.inputs[0].shape[:1]
     batched = [value.shape[:1] == first for value in model.graph.inputs]
     return [a[chosen] if b else a for a, b in zip(arrays, batched, strict=True)]
+
+
+def mask_of(metadata, graph):
+    """The input that says which places of a text count, where the model's tokenizer makes one."""
+    inputs = (metadata.get("preprocess") or {}).get("inputs", {})
+    name = inputs.get("mask") if isinstance(inputs, Mapping) else None
+    return name if name in {value.name for value in graph.inputs} else None
 
 
 def outputs_of(model, arrays):

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -24,7 +23,7 @@ from fastvq.runtime.measure import compare
 from fastvq.runtime.ops import operators
 from fastvq.runtime.plan import Plan
 
-__all__ = ["Fitting", "mask_of"]
+__all__ = ["Fitting"]
 
 _SMALL = 1024  # weights that are not worth storing as integers for their size alone
 # How many times as quick as floats a layer is in integers at least, or it is multiplied in floats:
@@ -452,13 +451,6 @@ class Fitting:
         graph = Graph(self.graph.nodes, self.graph.inputs, self.graph.outputs, constants)
         metadata = {k: v for k, v in compressed.metadata.items() if k != "compression"}
         return CompressedModel(graph, metadata, n_threads=compressed.n_threads)
-
-
-def mask_of(metadata, graph):
-    """The input that says which places of a text count, where the model's tokenizer makes one."""
-    inputs = (metadata.get("preprocess") or {}).get("inputs", {})
-    name = inputs.get("mask") if isinstance(inputs, Mapping) else None
-    return name if name in {value.name for value in graph.inputs} else None
 
 
 def _decibels(share):

@@ -7,8 +7,9 @@ from sklearn.utils.validation import check_is_fitted
 from fastvq._schemes import INTEGERS
 from fastvq.compress import stats
 from fastvq.compress._importing import imported
+from fastvq.compress.examples import mask_of
 from fastvq.compress.few_bits import Quantizer, WeightQuantizer
-from fastvq.compress.integers import Fitting, mask_of
+from fastvq.compress.integers import Fitting
 from fastvq.compress.scores import latencies, scores, told, weight_bytes
 
 __all__ = ["ModelQuantizer"]

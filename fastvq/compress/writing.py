@@ -14,7 +14,7 @@ from fastvq.compress.compensation import (
     output_error,
     rounded_again,
 )
-from fastvq.compress.integers import mask_of
+from fastvq.compress.examples import mask_of
 from fastvq.compress.schemes.grids import encoded, matrix_of
 from fastvq.compress.scores import plain
 from fastvq.compress.weights import SMALLEST, coded_layers, importances, replaced, weights_of
