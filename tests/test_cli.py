@@ -635,7 +635,11 @@ def test_ctrl_c_in_a_long_run(folder, command):
     }[command]
     if command == "encode":
         save_codebook(np.random.default_rng(0).normal(size=(2000, 6)).astype(np.float32))
-    process = subprocess.Popen([*PROGRAM, *shlex.split(line)], stderr=subprocess.PIPE, text=True)
+    # A shell's background jobs, of which these tests may be one, hand down that Ctrl-C is ignored.
+    process = subprocess.Popen(
+        [*PROGRAM, *shlex.split(line)], stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     if command == "encode":
         deadline = time.monotonic() + 60
         while not any(name.endswith(".tmp") for name in os.listdir()):

@@ -12,8 +12,9 @@ from libc.stdint cimport int32_t, uint8_t
 from libc.string cimport memcpy
 
 from fastvq._kernels.rows cimport Rows, real, rows_of
+from fastvq._kernels.scratch cimport room
 from fastvq._kernels.stages cimport (
-    STAGE_ROWS, Stages, multiply_blocks, pack_panels, padded, panel_values, room, stages_of,
+    STAGE_ROWS, Stages, multiply_blocks, pack_panels, padded, panel_values, stages_of,
 )
 
 cdef extern from "stages.h" nogil:

@@ -8,13 +8,9 @@ from libc.math cimport INFINITY
 from libc.stdint cimport int32_t, int64_t, uint8_t
 from libc.string cimport memcpy
 
-from fastvq._kernels.candidates cimport (
-    candidates_in,
-    filled_up_to,
-    nearest_of,
-    rows_at_once,
-)
+from fastvq._kernels.candidates cimport candidates_in, filled_up_to, nearest_of, rows_at_once
 from fastvq._kernels.rows cimport Rows, pack_block, real, rows_of
+from fastvq._kernels.scratch cimport room, whole_lines
 
 cdef extern from "boxes.h" nogil:
     enum:
@@ -43,14 +39,10 @@ def step(int itemsize):
     return filled_up_to(itemsize)
 
 
-cdef inline Py_ssize_t padded(Py_ssize_t nbytes) noexcept nogil:
-    return (nbytes + 63) // 64 * 64
-
-
 def workspace_bytes(Py_ssize_t d, int itemsize, Py_ssize_t k):
     """Scratch memory of one thread: distances, candidates and their codewords, rows packed."""
-    return (padded(k * itemsize) + padded(k * 4) + padded(k * d * itemsize)
-            + padded(block_rows(d, itemsize) * d * itemsize))
+    return (whole_lines(k * itemsize) + whole_lines(k * 4) + whole_lines(k * d * itemsize)
+            + whole_lines(block_rows(d, itemsize) * d * itemsize))
 
 
 def enclose(
@@ -121,10 +113,11 @@ cdef Py_ssize_t assign_box(
 ) noexcept nogil:
     cdef Py_ssize_t d = rows.n_features, i, r, b, first, count, n_candidates
     cdef Py_ssize_t width = rows_at_once(d, sizeof(real))
-    cdef real *far = <real *> scratch
-    cdef int32_t *candidates = <int32_t *> (scratch + padded(k * sizeof(real)))
-    cdef real *chosen = <real *> (<uint8_t *> candidates + padded(k * 4))
-    cdef real *block = <real *> (<uint8_t *> chosen + padded(k * d * sizeof(real)))
+    cdef char *memory = <char *> scratch
+    cdef real *far = <real *> room(&memory, k * sizeof(real))
+    cdef int32_t *candidates = <int32_t *> room(&memory, k * 4)
+    cdef real *chosen = <real *> room(&memory, k * d * sizeof(real))
+    cdef real *block = <real *> memory
     cdef real best[MOST_ROWS]
     cdef int32_t code[MOST_ROWS]
     n_candidates = candidates_in(features, k, n, d, centre, reach, far, candidates)

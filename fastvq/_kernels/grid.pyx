@@ -9,14 +9,10 @@ from cython.parallel cimport prange, threadid
 from libc.stdint cimport int32_t, uint8_t, uint32_t
 from libc.string cimport memset
 
-from fastvq._kernels.candidates cimport (
-    candidates_in,
-    filled_up_to,
-    nearest_of,
-    rows_at_once,
-)
+from fastvq._kernels.candidates cimport candidates_in, filled_up_to, nearest_of, rows_at_once
 from fastvq._kernels.codes_out cimport put_codes, put_codes_at
 from fastvq._kernels.rows cimport Rows, contiguous_rows, real, rows_of, within_range
+from fastvq._kernels.scratch cimport room, whole_lines
 
 cdef extern from "grid.h" nogil:
     enum:
@@ -44,19 +40,17 @@ def step(int itemsize):
     return filled_up_to(itemsize)
 
 
-cdef inline Py_ssize_t padded(Py_ssize_t nbytes) noexcept nogil:
-    return (nbytes + 63) // 64 * 64
-
-
 def workspace_bytes(
     Py_ssize_t d, int itemsize, Py_ssize_t k, Py_ssize_t n_cells, Py_ssize_t task_rows,
 ):
     """Scratch memory of one thread."""
     cdef Py_ssize_t width = rows_at_once(d, itemsize)
-    return (padded(task_rows * d * itemsize)  # rows, where they do not lie plain
-            + 3 * padded((task_rows + GATHER_AHEAD) * 4)  # those that wait, their cells, and those in order of cells
-            + padded(n_cells * 4)
-            + padded(max(width * d, k) * itemsize) + padded(k * 4) + padded(k * d * itemsize))
+    return (whole_lines(task_rows * d * itemsize)  # rows, where they do not lie plain
+            # those that wait, their cells, and those in order of cells
+            + 3 * whole_lines((task_rows + GATHER_AHEAD) * 4)
+            + whole_lines(n_cells * 4)
+            + whole_lines(max(width * d, k) * itemsize) + whole_lines(k * 4)
+            + whole_lines(k * d * itemsize))
 
 
 def fill(
@@ -77,16 +71,17 @@ def fill(
             fill_cell(
                 cells[i], &low[0], &side[0], &axis[0], &reach[0], &features[0, 0],
                 features.shape[1], n_codewords, axis.shape[0], &masks[i, 0], masks.shape[1],
-                &counts[i], &only[i], <real *> &workspace[threadid(), 0])
+                &counts[i], &only[i], <char *> &workspace[threadid(), 0])
 
 
 cdef void fill_cell(
     Py_ssize_t cell, const double *low, const double *side, const int32_t *axis,
     const real *reach, const real *features, Py_ssize_t k, Py_ssize_t n, Py_ssize_t d,
-    uint32_t *mask, Py_ssize_t n_words, int32_t *counted, int32_t *only, real *far,
+    uint32_t *mask, Py_ssize_t n_words, int32_t *counted, int32_t *only, char *memory,
 ) noexcept nogil:
-    cdef int32_t *candidates = <int32_t *> (<uint8_t *> far + padded(k * sizeof(real)))
-    cdef real *centre = <real *> (<uint8_t *> candidates + padded(k * 4))
+    cdef real *far = <real *> room(&memory, k * sizeof(real))
+    cdef int32_t *candidates = <int32_t *> room(&memory, k * 4)
+    cdef real *centre = <real *> memory
     cdef Py_ssize_t f, i, count
     for f in range(d - 1, -1, -1):
         centre[f] = <real> (low[f] + (cell % axis[f] + 0.5) * side[f])
@@ -131,21 +126,23 @@ def assign(
             bad |= assign_task(
                 &rows, &grid, start + t * task_rows, min(task_rows, stop - start - t * task_rows),
                 task_rows, <char *> codes + t * task_rows * itemsize, itemsize,
-                <real *> &workspace[threadid(), 0])
+                <char *> &workspace[threadid(), 0], <real> 0)
     return bad
 
 
 cdef int assign_task(
     const Rows *source, const Grid *grid, Py_ssize_t start, Py_ssize_t n, Py_ssize_t task_rows,
-    char *codes, int itemsize, real *scratch,
+    char *codes, int itemsize, char *memory, real like,
 ) noexcept nogil:
     cdef Py_ssize_t d = source.n_features, width = rows_at_once(d, sizeof(real))
-    cdef const real *rows = contiguous_rows(source, start, n, scratch)
-    cdef int32_t *waiting = <int32_t *> (<uint8_t *> scratch + padded(task_rows * d * sizeof(real)))
-    cdef int32_t *cells = <int32_t *> (<uint8_t *> waiting + padded((task_rows + GATHER_AHEAD) * 4))
-    cdef int32_t *ordered = <int32_t *> (<uint8_t *> cells + padded((task_rows + GATHER_AHEAD) * 4))
-    cdef int32_t *ends = <int32_t *> (<uint8_t *> ordered + padded((task_rows + GATHER_AHEAD) * 4))
-    cdef real *block = <real *> (<uint8_t *> ends + padded(grid.n_cells * 4))
+    cdef Py_ssize_t listed = (task_rows + GATHER_AHEAD) * 4
+    cdef const real *rows = contiguous_rows(
+        source, start, n, <real *> room(&memory, task_rows * d * sizeof(real)))
+    cdef int32_t *waiting = <int32_t *> room(&memory, listed)
+    cdef int32_t *cells = <int32_t *> room(&memory, listed)
+    cdef int32_t *ordered = <int32_t *> room(&memory, listed)
+    cdef int32_t *ends = <int32_t *> room(&memory, grid.n_cells * 4)
+    cdef real *block = <real *> memory
     cdef Py_ssize_t n_waiting = 0, b, at, c, i, begin = 0
     memset(ends, 0, grid.n_cells * 4)
     for b in range((n + width - 1) // width):
@@ -230,8 +227,9 @@ cdef void compare(
     """Compare the rows of a cell, n of them at these places, with its candidates."""
     cdef Py_ssize_t width = rows_at_once(d, sizeof(real)), k = grid.n_codewords
     cdef Py_ssize_t b, first, r, f, here, word, count = 0
-    cdef int32_t *candidates = <int32_t *> (<uint8_t *> block + padded(width * d * sizeof(real)))
-    cdef real *chosen = <real *> (<uint8_t *> candidates + padded(k * 4))
+    cdef char *memory = <char *> block + whole_lines(width * d * sizeof(real))
+    cdef int32_t *candidates = <int32_t *> room(&memory, k * 4)
+    cdef real *chosen = <real *> memory
     cdef const real *codebook = <const real *> grid.codebook
     cdef const uint32_t *mask = grid.masks + cell * grid.n_words
     cdef uint32_t bits

@@ -18,10 +18,10 @@ from libc.string cimport memcpy, memset
 
 from fastvq._kernels.pair cimport squared_distance
 from fastvq._kernels.rows cimport Rows, copy_rows, real, rows_of, scaled_rows, within_range
+from fastvq._kernels.scratch cimport room
 from fastvq._kernels.stages cimport (
     STAGE_ROWS, STAGE_STEP, STAGE_UNIT, WIDE_CODEWORDS, Stages, block_codewords, most_padded,
-    multiply_blocks,
-    pack_panels, padded, panel_values, put_code, room, stages_of,
+    multiply_blocks, pack_panels, padded, panel_values, put_code, stages_of,
 )
 
 cdef extern from "stages.h" nogil:

@@ -47,13 +47,6 @@ cdef inline Py_ssize_t most_padded(const Stages *stages) noexcept nogil:
     return largest
 
 
-cdef inline char *room(char **memory, Py_ssize_t n_bytes) noexcept nogil:
-    """The next so many bytes of scratch memory, aligned. From NULL on, the end is their sum."""
-    cdef char *found = memory[0]
-    memory[0] = found + (n_bytes + 63) // 64 * 64
-    return found
-
-
 cdef inline Py_ssize_t block_codewords(real like) noexcept nogil:
     return WIDE_VECTORS * (F32_LANES if sizeof(real) == 4 else F64_LANES)
 
