@@ -157,6 +157,16 @@ def first_sums(model, x):
     return CompressedModel(graph)(x)
 
 
+def dense(constants):
+    """A model of one layer, of its weight "w" and bias "b"."""
+    n_out, n_in = constants["w"].shape
+    return CompressedModel(Graph(
+        [Node("Dense", ("x", "w", "b"), ("y",))], [Value("x", "float32", ("N", n_in))],
+        [Value("y", "float32", ("N", n_out))],
+        {name: Raw(values.astype("f4")) for name, values in constants.items()},
+    ))  # fmt: skip
+
+
 def recurrent():
     rng = np.random.default_rng(0)
 
@@ -282,19 +292,45 @@ class TestModels:
     def test_one_value_far_out(self, value):
         """It makes a mean that no other row has anything of: no bias is made for it."""
         rng = np.random.default_rng(0)
-        weights = {"w": rng.normal(size=(64, 40)) / 6, "b": rng.normal(size=64)}
-        graph = Graph(
-            [Node("Dense", ("x", "w", "b"), ("y",))], [Value("x", "float32", ("N", 40))],
-            [Value("y", "float32", ("N", 64))],
-            {name: Raw(values.astype("f4")) for name, values in weights.items()},
-        )  # fmt: skip
-        model, x = CompressedModel(graph), rng.normal(size=(60, 40)).astype("f4")
+        model = dense({"w": rng.normal(size=(64, 40)) / 6, "b": rng.normal(size=64)})
+        x = rng.normal(size=(60, 40)).astype("f4")
         others = np.delete(x, 7, axis=0)
         x[7, 3] = value
         wanted, found = (
             m(others).astype("f8") for m in (model, fastvq.compress(model, x, scheme="int4"))
         )
         assert ((found - wanted) ** 2).sum() < 0.1 * (wanted**2).sum()
+
+    @pytest.mark.parametrize("scheme", ["int4", "codebook", "product"])
+    @pytest.mark.parametrize("value", [1e4, 1e30, 3e38])
+    def test_one_value_far_out_is_not_all_that_moments_tell_of(self, scheme, value):
+        rng = np.random.default_rng(0)
+        model = dense({"w": rng.normal(size=(64, 40)) / 6, "b": rng.normal(size=64)})
+        x = (rng.normal(size=(60, 8)) @ rng.normal(size=(8, 40))).astype("f4")
+        others, far = np.delete(x, 7, axis=0), x.copy()
+        far[7, 3] = value
+        wanted = model(others).astype("f8")
+        noises = [
+            ((fastvq.compress(model, examples, scheme=scheme)(others) - wanted) ** 2).sum()
+            for examples in (x, far)
+        ]
+        assert noises[1] < 1.5 * noises[0]
+
+    def test_recurrent_weights_make_up_for_each_other(self):
+        """What an LSTM reads is correlated, and so are its states."""
+        rng = np.random.default_rng(0)
+        graph = recurrent().graph
+        table = rng.normal(size=(200, 4)) @ rng.normal(size=(4, 24))
+        graph = graph.with_constants({"table": Raw(table.astype("f4"))})
+        whole = Graph(graph.nodes[:2], graph.inputs, [Value("y", "float32", ("N", 6, 1, 32))],
+                      {n: graph.constants[n] for n in ("table", "w", "r", "b")})  # fmt: skip
+        model, ids = CompressedModel(whole), rng.integers(0, 200, (400, 6))
+        noises = [
+            ((fastvq.compress(model, ids[:300], scheme="int4", bits=3, compensate=c, keep=["table"])
+              (ids[300:]) - model(ids[300:])) ** 2).sum()
+            for c in (True, False)
+        ]  # fmt: skip
+        assert noises[0] < 0.5 * noises[1]
 
     def test_biases_of_filters_of_single_channels(self):
         """Each has a mean of its own to take back."""

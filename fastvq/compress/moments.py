@@ -18,7 +18,7 @@ _MOST_NUMBERS = 1 << 24  # of a layer's moments: what has more is rounded as it 
 
 
 def grams(
-    graph, arrays, layers, ranges, n_threads=1, n_rows=_ROWS, mask=None
+    graph, arrays, layers, ranges, n_threads=1, n_rows=_ROWS, mask=None, limits=None
 ) -> dict[str, np.ndarray]:
     """E[x xᵀ] of the inputs of dense layers and convolutions, by a layer's first output.
 
@@ -34,6 +34,8 @@ def grams(
         About how many rows of each layer's inputs are looked at, evenly spread over examples.
     mask : str, optional
         The input that says which places of a sequence count.
+    limits : dict, optional
+        How far each example counts (:func:`fastvq.compress.stats.limits_of`).
 
     Returns
     -------
@@ -49,7 +51,7 @@ def grams(
     found = {reading: Gram(_reach(graph, nodes[0], ranges)) for reading, nodes in alike.items()}
     names = [*dict.fromkeys(nodes[0].inputs[0] for nodes in alike.values())]
     n_places = max(1, n_rows // len(arrays[0])) if arrays[0].ndim else n_rows
-    for places, values in stats.masked_runs(graph, arrays, names, n_threads, mask):
+    for places, values in stats.masked_runs(graph, arrays, names, n_threads, mask, limits):
         by_name = dict(zip(names, values, strict=True))
         for reading, (node, *_) in alike.items():
             shape = graph.constants[node.inputs[1]].shape
@@ -61,22 +63,27 @@ def grams(
 
 def _reading(graph, node):
     """What moments depend on: which value a layer reads, and in which windows."""
-    taps = graph.constants[node.inputs[1]].shape[1:]
+    taps = _taps(graph, node)
     names = "strides", "dilations", "pads", "same", "groups"
     return node.operator, node.inputs[0], taps, *map(node.attributes.get, names)
 
 
+def _taps(graph, node):
+    """What a row of the weight is multiplied with."""
+    shape = graph.constants[node.inputs[1]].shape
+    return shape[-1:] if node.operator == "Dense" else shape[1:]
+
+
 def _numbers(graph, node):
-    groups = node.attributes.get("groups", 1)
-    return groups * math.prod(graph.constants[node.inputs[1]].shape[1:]) ** 2
+    return node.attributes.get("groups", 1) * math.prod(_taps(graph, node)) ** 2
 
 
 def _reach(graph, node, ranges):
     """The largest size of each input of a layer's groups, (groups, k)."""
-    *_, width = shape = graph.constants[node.inputs[1]].shape
+    *taps, width = _taps(graph, node)
     seen = ranges[node.inputs[0]]
     reach = np.maximum(-seen.channel_low, seen.channel_high).reshape(-1, width)
-    return np.tile(reach, math.prod(shape[1:-1]))
+    return np.tile(reach, math.prod(taps))
 
 
 def rows_read(node, x, shape, n_places, places=None) -> np.ndarray:

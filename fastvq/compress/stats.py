@@ -16,7 +16,9 @@ import numpy as np
 from fastvq.runtime.graph import Graph, Value
 from fastvq.runtime.plan import Plan
 
-__all__ = ["CALIBRATIONS", "Statistics", "batches_of", "counted", "observe", "parameters"]
+__all__ = [
+    "CALIBRATIONS", "Statistics", "batches_of", "counted", "limits_of", "observe", "parameters",
+]  # fmt: skip
 
 CALIBRATIONS = ("minmax", "moving", "percentile", "mse", "entropy")
 
@@ -26,6 +28,7 @@ _KEPT = 0.9  # of the moving range, at every batch
 _PERCENT = 99.99
 _SHRUNK = np.linspace(1.0, 0.2, 41)  # shares of the whole range that are tried
 _STEPS = 255
+_MOST = 16  # times the mean square of the middle example that any example counts for
 
 
 def batches_of(graph: Graph, arrays: Sequence[np.ndarray], n_rows: int):
@@ -49,7 +52,7 @@ def batches_of(graph: Graph, arrays: Sequence[np.ndarray], n_rows: int):
 
 
 def observe(
-    graph, arrays, names: Iterable[str], *, histograms=True, n_threads=1, mask=None
+    graph, arrays, names: Iterable[str], *, histograms=True, n_threads=1, mask=None, limits=None
 ) -> dict:
     """Statistics of float values of a graph over examples, by name.
 
@@ -64,6 +67,8 @@ def observe(
         Whether "percentile", "mse" and "entropy" will be asked for.
     mask : str, optional
         The input that says which places of a sequence count (`counted`).
+    limits : dict, optional
+        What `limits_of` gives: how far each example counts.
 
     Raises
     ------
@@ -72,10 +77,44 @@ def observe(
     """
     names = [*dict.fromkeys(names)]
     found = {name: Statistics(name, histograms) for name in names}
-    for places, values in masked_runs(graph, arrays, names, n_threads, mask):
+    for places, values in masked_runs(graph, arrays, names, n_threads, mask, limits):
         for name, value in zip(names, values, strict=True):
             found[name].add(counted(value, places))
     return found
+
+
+def limits_of(graph, arrays, names, n_threads=1, mask=None) -> dict[str, np.ndarray]:
+    """What values of each example are multiplied by, that no example counts for much more than
+    others do: one value far out would be all that second moments tell of.
+
+    Returns
+    -------
+    limits : dict of value name to ndarray (n_examples,) of float32
+        Of values with examples whose mean square lies above `_MOST` times the middle one: it is
+        brought down to that.
+    """
+    names = [*dict.fromkeys(names)]
+    powers: dict[str, list] = {name: [] for name in names}
+    for places, values in masked_runs(graph, arrays, names, n_threads, mask):
+        for name, value in zip(names, values, strict=True):
+            powers[name] += _powers(value, places)
+    n, found = len(arrays[0]) if arrays[0].ndim else 1, {}
+    for name, each in powers.items():
+        power = np.array(each)
+        most = _MOST * np.median(power[power > 0]) if (power > 0).any() else np.inf
+        if len(power) == n and power.max() > most:  # values without a row for each example stay
+            found[name] = np.sqrt(most / np.maximum(power, most)).astype(np.float32)
+    return found
+
+
+def _powers(value, places):
+    """The mean square of each example, of places that count."""
+    masks = [None] * len(value) if places is None or len(places) != len(value) else places
+    rows = [
+        counted(row[None], None if mask is None else mask[None])
+        for row, mask in zip(value, masks, strict=True)
+    ]
+    return [float(np.square(row, dtype=np.float64).sum()) / max(row.size, 1) for row in rows]
 
 
 def counted(value, places):
@@ -95,10 +134,16 @@ def counted(value, places):
     return value[places != 0] if value.shape[1] == places.shape[1] else value
 
 
-def masked_runs(graph, arrays, names, n_threads=1, mask=None):
-    """`runs`, each with the batch of the input `mask`, or None."""
+def masked_runs(graph, arrays, names, n_threads=1, mask=None, limits=None):
+    """`runs`, each with the batch of the input `mask`, or None; by their limits, if any."""
+    left = dict(limits or {})
     for values in runs(graph, arrays, [*names, mask] if mask else names, n_threads):
-        yield (values.pop(), values) if mask else (None, values)
+        places = values.pop() if mask else None
+        for i, name in enumerate(names):
+            if name in left:
+                here, left[name] = np.split(left[name], [len(values[i])])
+                values[i] = values[i] * here.reshape(-1, *[1] * (values[i].ndim - 1))
+        yield places, values
 
 
 def runs(graph, arrays, names, n_threads=1):

@@ -20,8 +20,8 @@ from fastvq.runtime.graph import Graph, Node
 from fastvq.runtime.ops import operators
 
 __all__ = [
-    "MOVES", "SMALLEST", "Weight", "coded_layers", "compared", "importances", "replaced",
-    "weights_of",
+    "MOVES", "RECURRENT", "SMALLEST", "Weight", "coded_layers", "compared", "importances",
+    "replaced", "values_read", "weights_of",
 ]  # fmt: skip
 
 SMALLEST = 1024  # values of a weight that is worth a codebook or scales
@@ -30,7 +30,7 @@ MOVES = frozenset(
     ("Expand", "Flatten", "Gather", "Reshape", "Slice", "Split", "Squeeze", "Tile", "Transpose",
      "Unsqueeze")
 )  # fmt: skip
-_RECURRENT = ("LSTM", "GRU", "RNN")
+RECURRENT = ("LSTM", "GRU", "RNN")
 
 
 class Weight(NamedTuple):
@@ -91,7 +91,7 @@ def weights_of(graph: Graph, smallest: int = SMALLEST) -> list[Weight]:
             continue
         if not np.isfinite(tensor.values).all():
             continue
-        recurrent = any(node.operator in _RECURRENT for node, _ in readers)
+        recurrent = any(node.operator in RECURRENT for node, _ in readers)
         found.append(Weight(name, tensor.values, 2 if recurrent else 1, readers))
     return found
 
@@ -114,22 +114,21 @@ def _is_weight(reader):
     return node.operator != "Gather" or node.attributes.get("axis", 0) == 0
 
 
-def importances(graph: Graph, arrays, weights: list[Weight], n_threads=1, mask=None) -> dict:
+def importances(
+    graph: Graph, arrays, weights: list[Weight], n_threads=1, mask=None, limits=None
+) -> dict:
     """The mean square of what is read in each column of a weight, by name: float64 (width,).
 
-    Weights of which that is not known are left out: recurrent ones, embeddings. Places of a
-    sequence of which the input `mask` has 0 do not count.
+    Weights of which that is not known are left out: embeddings. Places of a sequence of which the
+    input `mask` has 0 do not count, and examples as far as their `limits` say.
     """
-    wanted = {
-        w.name: [node.inputs[0] for node, place in w.readers if _reads_columns(node, place)]
-        for w in weights
-    }
+    wanted = {w.name: values_read(w) for w in weights}
     names = [*dict.fromkeys(name for many in wanted.values() for name in many)]
     if not names:
         return {}
     sums = dict.fromkeys(names, 0.0)
     rows = dict.fromkeys(names, 0)
-    for places, values in stats.masked_runs(graph, arrays, names, n_threads, mask):
+    for places, values in stats.masked_runs(graph, arrays, names, n_threads, mask, limits):
         for name, value in zip(names, values, strict=True):
             value = stats.counted(value, places)
             flat = value.reshape(-1, value.shape[-1]).astype(np.float64)
@@ -146,9 +145,19 @@ def importances(graph: Graph, arrays, weights: list[Weight], n_threads=1, mask=N
     return found
 
 
-def _reads_columns(node, place):
-    """Whether a node's first input lies along the last axis of the weight at this place."""
-    return place == 1 and node.operator in ("Dense", "Conv", "ConvTranspose", *_RECURRENT)
+def values_read(weight: Weight) -> list[str]:
+    """The values whose last axis runs along the columns of a weight, one for each such reader.
+
+    Of recurrent weights these are the states that a layer gives: those of all steps but the last
+    are what it reads again.
+    """
+    found = [
+        node.inputs[0] if place == 1 else node.outputs[0]
+        for node, place in weight.readers
+        if (place == 1 and node.operator in ("Dense", "Conv", "ConvTranspose", *RECURRENT))
+        or (place == 2 and node.operator in RECURRENT)
+    ]
+    return [*filter(None, found)]
 
 
 def replaced(graph: Graph, tensors: Mapping[str, EncodedTensor]) -> Graph:

@@ -17,8 +17,16 @@ from fastvq.compress.compensation import (
 from fastvq.compress.examples import mask_of
 from fastvq.compress.schemes.grids import encoded, matrix_of
 from fastvq.compress.scores import plain
-from fastvq.compress.weights import SMALLEST, coded_layers, importances, replaced, weights_of
-from fastvq.runtime import CompressedModel
+from fastvq.compress.weights import (
+    RECURRENT,
+    SMALLEST,
+    coded_layers,
+    importances,
+    replaced,
+    values_read,
+    weights_of,
+)
+from fastvq.runtime import CompressedModel, Node
 from fastvq.runtime.encoding import Raw
 
 __all__ = ["FEWEST", "Writing", "noise"]
@@ -32,49 +40,52 @@ class Writing:
     def __init__(self, settings, graph, metadata, arrays):
         self._settings, self._metadata, self.arrays = settings, metadata, arrays
         self.graph = passes.prepared(graph)
-        self.threads, self._mask = _threads.effective(settings.n_threads), mask_of(metadata, graph)
+        self.threads = _threads.effective(settings.n_threads)
         smallest = FEWEST if settings.scheme == "auto" else SMALLEST
         every = weights_of(self.graph, smallest)
         kept = [w for w in every if any(map(w.is_named, settings.keep))]
         self._every, self.weights = every, {w.name: w for w in every if w not in kept}
-        chosen = [*self.weights.values()]
-        self.counts = (
-            {}
-            if arrays is None
-            else importances(self.graph, arrays, chosen, self.threads, self._mask)
-        )
+        self.counts: dict[str, np.ndarray] = {}
         self._means: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         self._grams: dict[str, np.ndarray] = {}
-        if arrays is not None and (settings.compensate or settings.bias_correction):
-            self._look_at_inputs()
+        if arrays is not None:
+            self._look_at_inputs(mask_of(metadata, graph))
         self._tensors: dict[tuple, object] = {}
 
     @property
     def names(self):
         return [*self.weights]
 
-    def _look_at_inputs(self):
-        """Means, and E[x xᵀ], of what dense layers and convolutions read, by their weights."""
+    def _look_at_inputs(self, mask):
+        """What is known of values that weights are multiplied with, on the examples."""
+        weights = [*self.weights.values()]
+        names = [name for weight in weights for name in values_read(weight)]
+        if not names:
+            return
+        given = {"n_threads": self.threads, "mask": mask}
+        given["limits"] = stats.limits_of(self.graph, self.arrays, names, **given)
+        self.counts = importances(self.graph, self.arrays, weights, **given)
+        if self._settings.compensate or self._settings.bias_correction:
+            self._look_at_moments(given)
+
+    def _look_at_moments(self, given):
+        """Means, and E[x xᵀ], of what layers read, by their weights."""
+        layers = {name: _layer(w) for name, w in self.weights.items()}
         layers = {
-            w.key: (w, w.readers[0][0])
-            for w in self.weights.values()
-            if len(w.readers) == 1 and w.readers[0][0].operator in ("Dense", "Conv")
-            and w.readers[0][0].inputs[0] not in self.graph.constants
+            name: node for name, node in layers.items()
+            if node is not None and node.inputs[0] not in self.graph.constants
         }  # fmt: skip
-        nodes = [node for _, node in layers.values()]
-        read = [node.inputs[0] for node in nodes]
-        settings = {"n_threads": self.threads, "mask": self._mask}
-        seen = stats.observe(self.graph, self.arrays, read, histograms=False, **settings)
+        read = [node.inputs[0] for node in layers.values()]
+        seen = stats.observe(self.graph, self.arrays, read, histograms=False, **given)
         if self._settings.bias_correction:
             self._means = {
-                w.name: (seen[n.inputs[0]].channel_mean, seen[n.inputs[0]].mean_variance)
-                for w, n in layers.values()
+                name: (seen[n.inputs[0]].channel_mean, seen[n.inputs[0]].mean_variance)
+                for name, n in layers.items()
             }
         if self._settings.compensate:
-            found = moments.grams(self.graph, self.arrays, nodes, seen, **settings)
-            self._grams = {
-                layers[key][0].name: gram[0] for key, gram in found.items() if len(gram) == 1
-            }
+            found = moments.grams(self.graph, self.arrays, layers.values(), seen, **given)
+            grams = {name: found.get(node.outputs[0]) for name, node in layers.items()}
+            self._grams = {n: gram[0] for n, gram in grams.items() if np.shape(gram)[:1] == (1,)}
 
     def tensor(self, name, scheme):
         """A weight in a scheme; as it was where that takes no fewer bytes."""
@@ -122,7 +133,7 @@ class Writing:
         users, found = self.graph.users(), {}
         for name, tensor in tensors.items():
             known, (node, _) = self._means.get(name), [*self.weights[name].readers, (None, 0)][0]
-            if known is None or len(node.inputs) < 3:
+            if known is None or node.operator in RECURRENT or len(node.inputs) < 3:
                 continue
             bias = self.graph.constants.get(node.inputs[2])
             if not isinstance(bias, Raw) or len(users[node.inputs[2]]) > 1:
@@ -136,6 +147,18 @@ class Writing:
         """What became of each weight."""
         made = {name: self.tensor(name, scheme) for name, scheme in schemes.items()}
         return [_row(w, made.get(w.name)) for w in self._every]
+
+
+def _layer(weight):
+    """The one layer that multiplies by a weight; a recurrent one as dense ones, of what it reads
+    and of its states."""
+    if len(weight.readers) != 1:
+        return None
+    node, _ = weight.readers[0]
+    if node.operator not in RECURRENT:
+        return node if node.operator in ("Dense", "Conv") else None
+    read = values_read(weight)
+    return Node("Dense", (*read, weight.name), (weight.name,)) if read else None
 
 
 def made_up_for(weight, scheme, importance, gram):
