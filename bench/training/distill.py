@@ -21,7 +21,9 @@ LABELLED, ROWS = 5_000, 60_000
 # Of all rows. The teacher has heard of its own 48 times by then; who imitates needs patience (Beyer
 # et al., "Knowledge distillation: a good teacher is patient and consistent", CVPR 2022).
 TEACHERS_EPOCHS, STUDENTS_EPOCHS = 4, 8
-RATE, STUDENTS_RATE = 2e-3, 3e-3
+# Of 10,000 training pictures that no one was trained on, a student taught at 6e-3 is right in
+# 86.4 %, at 3e-3 in 86.0 (86.7 after twice as many epochs), alone in 84.8, its teacher in 87.3.
+RATE, STUDENTS_RATE = 2e-3, 6e-3
 FOREST_LABELLED, FOREST_EPOCHS = 3_000, 20
 
 

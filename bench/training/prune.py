@@ -5,12 +5,15 @@ from __future__ import annotations
 import copy
 
 from bench.training import BATCH, Target, accuracy, as_batches, loses, trained
-from bench.training.qat import EPOCHS, FINE_RATE, RATE, ROWS, lenet
+from bench.training.qat import EPOCHS, RATE, ROWS, lenet
 
 TITLE = "Pruning: accuracy, percent"
 
 SPARSITY = 0.9
-MORE_EPOCHS = 10  # after three, what is pruned is still two points behind and catching up
+MORE_EPOCHS = 6
+# After six epochs at 3e-3, 90.52 % of 10,000 training pictures that they were not trained on are
+# right of what is pruned and 90.98 of floats; at 6e-3 90.81 and 91.05.
+FINE_RATE = 6e-3
 
 TARGETS = [
     Target("points lost by 90 % zeros", loses("pruned", "float"), 0.5),

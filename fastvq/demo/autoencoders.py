@@ -82,9 +82,10 @@ def _samples(estimator, train, random_state):
     if hasattr(estimator, "sample"):
         return estimator.sample(SAMPLES, random_state=random_state)
     mixture = GaussianMixture(CLUSTERS, random_state=random_state, max_iter=30)
+    latents = estimator.transform(train).astype(np.float64)  # in float32 NumPy doubts covariances
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # near enough to look at
-        drawn, _ = mixture.fit(estimator.transform(train)).sample(SAMPLES)
+        drawn, _ = mixture.fit(latents).sample(SAMPLES)
     return estimator.inverse_transform(drawn.astype(np.float32))
 
 
