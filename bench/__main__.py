@@ -106,16 +106,12 @@ def heading(libraries: list[dict], options: Options) -> str:
 
 
 def print_kept(path: Path | None, suites) -> None:
-    """The kept results of this CPU (or, where it has none, of every CPU) as markdown."""
+    """The kept results of every CPU, or of one file, as markdown."""
     from bench import report
 
-    paths = [path or _own_results()]
-    if path is None and not paths[0].exists():
-        paths = sorted(report.RESULTS.glob("*.json"))
-    if not any(each.exists() for each in paths):
-        raise SystemExit(
-            f"bench: no results in {paths[0] if path else report.RESULTS}; run a suite first"
-        )
+    paths = [path] if path else sorted(report.RESULTS.glob("*.json"))
+    if not paths or not paths[0].exists():
+        raise SystemExit(f"bench: no results in {path or report.RESULTS}; run a suite first")
     for each in paths:
         kept = report.load(each)
         print(f"# {kept['cpu']}")
