@@ -8,6 +8,7 @@ for each panel (pairing.h). Where that takes too many groups the weight stays as
 import numpy as np
 
 from fastvq._kernels import load
+from fastvq._memory import aligned, lasting
 
 __all__ = ["LARGEST_WIDTH", "Packed", "check_sums"]
 
@@ -72,7 +73,7 @@ class Packed:
     def _in_order(self, weight, kernel):
         group = kernel.group(self.form)
         size = -(-self.n // self._columns) * self._columns * -(-self.k // group) * group
-        panels = _aligned(self.groups * size, np.int8)
+        panels = lasting((self.groups * size,), np.int8)
         parts = panels.reshape(self.groups, -1)
         for values, part, sums in zip(weight, parts, self.sums, strict=True):
             kernel.pack(self.form, values, part, sums)
@@ -110,7 +111,7 @@ class Packed:
         groups = counts.sum(axis=-1, dtype=np.int64)
         steps = (sizes > 0).sum(axis=(-2, -1))
         spans = np.stack([_before(groups), _before(groups + steps), steps], axis=-1)
-        panels = _aligned(int(groups.sum()) * 4 * self._columns, np.int8)
+        panels = lasting((int(groups.sum()) * 4 * self._columns,), np.int8)
         panels[:] = 0
         for values, part, sums in zip(weight, spans, self.sums, strict=True):
             kernel.pack_picked(np.ascontiguousarray(values), part, told, panels, sums)
@@ -123,7 +124,7 @@ class Packed:
             return np.ascontiguousarray(values, dtype)  # no copy where there is nothing to add
         values = np.broadcast_to(np.ravel(values), self.groups * self.n)
         padded = -(-self.n // self._columns) * self._columns
-        out = _aligned(self.groups * padded, dtype).reshape(self.groups, padded)
+        out = aligned((self.groups, padded), dtype)
         out[:] = 0
         out[:, : self.n] = values.reshape(self.groups, self.n)
         return out.ravel()
@@ -164,10 +165,3 @@ def _in_pairs(weight):
 def _before(sizes):
     """Where each begins of what lies one after another."""
     return (np.cumsum(sizes) - sizes.ravel()).reshape(sizes.shape)
-
-
-def _aligned(size, dtype):
-    nbytes = size * np.dtype(dtype).itemsize
-    memory = np.empty(nbytes + 128, np.uint8)
-    skip = -memory.ctypes.data % 64
-    return memory[skip : skip + nbytes].view(dtype)

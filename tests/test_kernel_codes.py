@@ -104,9 +104,10 @@ class TestEveryLevel:
     @pytest.mark.parametrize("bits", [2, 4, 6])
     def test_rows_alone_in_any_batch_at_any_number_of_threads(self, bits):
         rng = np.random.default_rng(0)
-        weight, x = grouped(rng, 600, 256, bits, 128), rows(rng, 11, 256)
+        weight, x = grouped(rng, 600, 256, bits, 128), rows(rng, 19, 256)
         whole = run(weight, x)
-        for m in (1, 2, 3, 5, 11):
+        np.testing.assert_array_equal(whole, defined(weight, x), strict=True)
+        for m in (*range(1, 9), 11, 19):
             for threads in (1, 2, 5):
                 np.testing.assert_array_equal(run(weight, x[:m], threads=threads), whole[:m])
         np.testing.assert_array_equal(run(weight, x[5:6]), whole[5:6])
@@ -125,6 +126,18 @@ class TestEveryLevel:
         rng = np.random.default_rng(0)
         weight, x = grouped(rng, 10, 64, 4, 32), rows(rng, 3, 64) * np.float32(size)
         np.testing.assert_array_equal(run(weight, x), defined(weight, x))
+
+    @pytest.mark.parametrize("exponent", [-20, -2, 0])
+    def test_finite_rows_of_any_size_give_finite_answers(self, exponent):
+        """Sums times the row's step are large, and what they are scaled by later is small."""
+        scales = np.full((9, 2), np.float16(2**-14))
+        weight = Grouped.of(np.full((9, 128), 15), scales, bits=4, group=64, exponent=exponent)
+        x = np.full((1, 128), 3e38, "f4")
+        exact = x.astype("f8") @ weight.decode().T.astype("f8")
+        assert exact.max() < 3e38
+        y = run(weight, x)
+        np.testing.assert_allclose(y, exact, rtol=1e-6)
+        np.testing.assert_array_equal(y, defined(weight, x), strict=True)
 
     @pytest.mark.parametrize(
         "attributes",

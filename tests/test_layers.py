@@ -30,17 +30,19 @@ FLOORS = {
     "container": {"_files"},
     "_threads": {"_kernels"},
     "_panels": set(),
-    "_dots": {"_kernels"},
+    "_memory": set(),
+    "_dots": {"_kernels", "_memory"},
     "_optimal": {"_kernels"},
     "_screen": {"_kernels", "_panels", "_threads"},
     "_config": {"fastvq", "_kernels", "_threads"},
-    "kernels": {"_dots", "_kernels", "_optimal", "_panels", "_screen", "_threads", "_validation"},
+    "kernels": {"_dots", "_kernels", "_memory", "_optimal", "_panels", "_screen", "_threads"},
     "entropy": {"_validation", "kernels"},
     "_coded": {"container", "entropy"},
 }
+FLOORS["kernels"].add("_validation")
 BASE = {"_validation", "_threads", "_kernels", "_progress", "kernels", "container", "entropy"}
 FLOORS["vq"] = BASE | {"_plot", "_screen"}
-FLOORS["runtime"] = BASE - {"_progress"} | {"_dots"}
+FLOORS["runtime"] = BASE - {"_progress"} | {"_dots", "_memory"}
 FLOORS["compress"] = BASE | {"_files", "_plot", "_schemes", "vq", "runtime"}
 FLOORS["distributed"] = BASE | {"vq", "compress"}
 FLOORS["neural"] = BASE | {"vq", "compress", "runtime"}

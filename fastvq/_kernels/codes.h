@@ -9,7 +9,9 @@
  *
  * Sums of a group are exact; what is made of them is rounded the same on every level:
  *
- *     y = (sum over groups, in order, of (float(sum) * row scale) * weight scale) * unit + bias
+ *     y = (sum over groups, in order, of (float(sum) * (weight scale * unit)) * row scale) + bias
+ *
+ * The row's scale comes last: what comes before it stays in range for any row.
  *
  * Exact without VNNI: levels up to L and bytes up to 127 give sums of two products (vpmaddubsw) of
  * at most 254 L in 16 bits, of which 32767 / (254 L) may be added before they are widened.
@@ -19,18 +21,25 @@
 
 #include <string.h>
 
-#include "rounded.h"
+#include "row_bytes.h"
 
-enum { CODES_BLOCK = 32, CODES_QUADS = CODES_BLOCK / 4, CODES_ROWS = 4 };
+enum { CODES_BLOCK = 32, CODES_QUADS = CODES_BLOCK / 4 };
+
 /* How far ahead panels are fetched, as a core's own prefetching ends with every page. Zen 3, one row,
  * (4096, 4096) in 4 bits, 8.9 MB: 735 us without, 497 us so, beside 1.2 ms of 8-bit integers. */
-enum { CODES_AHEAD = 2048 };
+enum { CODES_AHEAD = 4096 };
 /* Vectors of a panel: what a row's bytes, scales and sums cost is shared by them. SSE2 spends its
  * registers on widening. */
 #if defined(__SSE2__) && !defined(__AVX2__)
 enum { CODES_VECTORS = 1 };
 #else
 enum { CODES_VECTORS = 2 };
+#endif
+/* Rows that share what is looked up, as many as registers hold the sums of. */
+#if defined(__AVX512F__)
+enum { CODES_ROWS = 8 };
+#else
+enum { CODES_ROWS = 4 };
 #endif
 enum { CODES_BYTES = CODES_VECTORS * LANE_BYTES, CODES_LANES = CODES_VECTORS * F32_LANES };
 #if defined(__AVX2__) || defined(__aarch64__)
@@ -43,7 +52,7 @@ typedef uint8_t u8_lanes __attribute__((vector_size(LANE_BYTES)));
 typedef uint16_t u16_lanes __attribute__((vector_size(LANE_BYTES)));
 
 typedef struct {
-    const int8_t *x;        /* (rows, groups * blocks * CODES_BLOCK) */
+    const int8_t *x;        /* (rows, groups * blocks * CODES_BLOCK), `stride` bytes apart */
     const float *row_scale; /* (rows, groups) */
     const int32_t *row_sum; /* (rows, groups): of the bytes of x */
     const uint8_t *panels;  /* (panels, groups, blocks, CODES_QUADS * CODES_BYTES * bits / 8) */
@@ -52,7 +61,7 @@ typedef struct {
     const uint16_t *scales; /* (panels, groups, CODES_LANES): float16 */
     const uint8_t *points;  /* the same: origins of levels; NULL where it is `origin` */
     const float *bias;      /* (panels, CODES_LANES) or NULL */
-    int64_t rows, groups, blocks, columns;
+    int64_t rows, groups, blocks, columns, stride;
     int bits;               /* of a code in a panel: 2, 4 or 8 */
     int depth;              /* vpmaddubsw that may be added in 16 bits: 1, 2, 4, 8 */
     int32_t origin;
@@ -90,6 +99,7 @@ INLINE void codes_dot(i32_lanes *sum, i32_lanes *pairs, u8_lanes levels, i32_lan
 {
 #if defined(__AVX512VNNI__) && defined(__AVX512F__)
     *sum = (i32_lanes)_mm512_dpbusd_epi32((__m512i)*sum, (__m512i)levels, (__m512i)quad);
+    return;
 #elif defined(__AVX2__)
     i32_lanes two = codes_pairs(levels, quad);
     *pairs = number % depth ? (i32_lanes)_mm256_add_epi16((__m256i)*pairs, (__m256i)two) : two;
@@ -140,35 +150,35 @@ INLINE f32_lanes codes_scales(const uint16_t *at)
 
 /* ---- rows ----------------------------------------------------------------------------------- */
 
+/* The largest size in a row, NaN being larger than any: of bits without the sign, whose order is that
+ * of the sizes. Of integers a compiler makes vectors of the loop; of floats it may not. */
+INLINE float largest_size(const float *x, int64_t width)
+{
+    int32_t largest = 0;
+    float size;
+    for (int64_t i = 0; i < width; i++) {
+        int32_t bits;
+        memcpy(&bits, x + i, sizeof bits);
+        bits &= 0x7fffffff;
+        largest = bits > largest ? bits : largest;
+    }
+    memcpy(&size, &largest, sizeof size);
+    return size;
+}
+
 /* A group of a row: codes OUT (room, a multiple of CODES_BLOCK, zeros after `width`), and what they
  * count in, at least 2^-126; NaN where a value is NaN or infinite. The sum of the codes. */
 INLINE int32_t codes_quantize(const float *x, int64_t width, int64_t room, int8_t *codes,
                               float *scale)
 {
-    float largest = 0, wrong = 0;
-    for (int64_t i = 0; i < width; i++) {
-        float size = x[i] < 0 ? -x[i] : x[i];
-        largest = size > largest ? size : largest;
-    }
-    for (int64_t i = 0; i < width; i++) wrong = x[i] - x[i] != 0 ? 1 : wrong;
-    memset(codes, 0, (size_t)room);
-    *scale = __builtin_nanf("");
-    if (wrong) return 0;
+    const float largest = largest_size(x, width);
     float step = largest / 127.0f;
     if (step < 0x1p-126f) step = 0x1p-126f;
-    *scale = step;
-    float by = 1.0f / step;
+    *scale = largest - largest != 0 ? __builtin_nanf("") : step;
+    quantize_row(x, width, (RowScale){*scale, 0}, 0, codes);
+    memset(codes + width, 0, (size_t)(room - width));
     int32_t sum = 0;
-    for (int64_t i = 0; i < width; i++) {
-        float real = x[i] * by; /* at most 127 and a little; to the nearest, ties to even */
-        real = real > 127.0f ? 127.0f : real < -127.0f ? -127.0f : real;
-        float moved = real + 12582912.0f;
-        int32_t q;
-        memcpy(&q, &moved, sizeof q);
-        q -= 0x4B400000;
-        codes[i] = (int8_t)q;
-        sum += q;
-    }
+    for (int64_t i = 0; i < width; i++) sum += codes[i];
     return sum;
 }
 
@@ -192,9 +202,9 @@ INLINE u8_lanes codes_levels(const uint8_t *at, int bits, int shift, int lookup,
     return lookup ? codes_lookup(table[shift % 4 / 2], codes) : codes;
 }
 
-/* Sums of a block for `rows` rows, whose bytes lie `stride` apart. */
+/* Sums of a block for `rows` rows, whose bytes lie `stride` apart; what lies `ahead` is fetched. */
 INLINE void codes_block(int rows, int bits, int depth, int lookup, const u8_lanes *table,
-                        const uint8_t *panel, const int8_t *x, int64_t stride,
+                        const uint8_t *panel, int64_t ahead, const int8_t *x, int64_t stride,
                         i32_lanes sum[][CODES_VECTORS])
 {
     const int parts = 8 / bits;
@@ -203,7 +213,7 @@ INLINE void codes_block(int rows, int bits, int depth, int lookup, const u8_lane
         const uint8_t *at = panel + load * CODES_BYTES;
         UNROLL for (int line = 0; line < CODES_BYTES; line += 64)
             if ((load * CODES_BYTES + line) % 64 == 0)
-                __builtin_prefetch(at + line + CODES_AHEAD, 0, 3);
+                __builtin_prefetch(at + line + ahead, 0, 3);
         UNROLL for (int part = 0; part < parts; part++) {
             const int number = load * parts + part;
             u8_lanes levels[CODES_VECTORS];
@@ -225,6 +235,7 @@ INLINE void codes_group(int rows, const Codes *job, int64_t panel, int64_t row, 
     const int64_t first = (panel * job->groups + g) * CODES_LANES;
     UNROLL for (int v = 0; v < CODES_VECTORS; v++) {
         f32_lanes scale = codes_scales(job->scales + first + v * F32_LANES);
+        scale = product(scale, (f32_lanes){0} + job->unit);
         UNROLL for (int i = 0; i < rows; i++) {
             const int64_t place = (row + i) * job->groups + g;
             i32_lanes exact = sum[i][v];
@@ -234,17 +245,15 @@ INLINE void codes_group(int rows, const Codes *job, int64_t panel, int64_t row, 
                     origin[lane] = job->points[first + v * F32_LANES + lane];
                 exact -= origin * job->row_sum[place];
             }
-            f32_lanes real = __builtin_convertvector(exact, f32_lanes);
-            real = product(real, (f32_lanes){0} + job->row_scale[place]);
-            total[i][v] += product(real, scale);
+            f32_lanes real = product(__builtin_convertvector(exact, f32_lanes), scale);
+            total[i][v] += product(real, (f32_lanes){0} + job->row_scale[place]);
         }
     }
 }
 
-INLINE void codes_store(const Codes *job, int64_t row, int64_t first, f32_lanes total)
+INLINE void codes_store(const Codes *job, int64_t row, int64_t first, f32_lanes y)
 {
     const int64_t count = job->columns - first;
-    f32_lanes y = product(total, (f32_lanes){0} + job->unit);
     if (job->bias) y += f32_load(job->bias + first);
     y = bounded(y, job->low, job->high);
     float *to = job->y + row * job->columns + first;
@@ -259,10 +268,10 @@ INLINE void codes_panel(int rows, int bits, int depth, int lookup, const Codes *
                         int64_t row)
 {
     const int64_t groups = job->groups, blocks = job->blocks;
-    const int64_t width = groups * blocks * CODES_BLOCK;
+    const int64_t ahead = row == 0 ? CODES_AHEAD : 0; /* later rows find the panel in a cache */
     const int64_t step = CODES_QUADS * CODES_BYTES * bits / 8;
     const uint8_t *at = job->panels + panel * groups * blocks * step;
-    const int8_t *x = job->x + row * width;
+    const int8_t *x = job->x + row * job->stride;
     f32_lanes total[CODES_ROWS][CODES_VECTORS];
     u8_lanes table[2] = {{0}, {0}};
     if (lookup)
@@ -279,7 +288,7 @@ INLINE void codes_panel(int rows, int bits, int depth, int lookup, const Codes *
             UNROLL for (int v = 0; v < CODES_VECTORS; v++) sum[i][v] = (i32_lanes){0} + start;
         }
         for (int64_t block = 0; block < blocks; block++) {
-            codes_block(rows, bits, depth, lookup, table, at, x, width, sum);
+            codes_block(rows, bits, depth, lookup, table, at, ahead, x, job->stride, sum);
             at += step;
             x += CODES_BLOCK;
         }
@@ -292,17 +301,28 @@ INLINE void codes_panel(int rows, int bits, int depth, int lookup, const Codes *
 
 /* ---- which of the tiles --------------------------------------------------------------------- */
 
+#define CODES_ROWS_CASE(rows, bits, depth, lookup)                                              \
+    case rows: codes_panel(rows, bits, depth, lookup, job, panel, row); break;
+#if defined(__AVX512F__)
+#define CODES_MORE_ROWS(...)                                                                    \
+    CODES_ROWS_CASE(5, __VA_ARGS__) CODES_ROWS_CASE(6, __VA_ARGS__)                             \
+    CODES_ROWS_CASE(7, __VA_ARGS__) CODES_ROWS_CASE(8, __VA_ARGS__)
+#else
+#define CODES_MORE_ROWS(...)
+#endif
+/* All rows, in tiles of about equal height. */
 #define CODES_CASE(bits, depth, lookup)                                                         \
     static void codes_##bits##_##depth##_##lookup(const Codes *job, int64_t panel)              \
     {                                                                                           \
-        int64_t row = 0;                                                                        \
-        for (; row + 4 <= job->rows; row += 4)                                                  \
-            codes_panel(4, bits, depth, lookup, job, panel, row);                               \
-        if (row + 2 <= job->rows) {                                                             \
-            codes_panel(2, bits, depth, lookup, job, panel, row);                               \
-            row += 2;                                                                           \
+        int64_t tiles = (job->rows + CODES_ROWS - 1) / CODES_ROWS;                              \
+        for (int64_t row = 0, rows; tiles > 0; tiles--, row += rows) {                          \
+            rows = (job->rows - row + tiles - 1) / tiles;                                       \
+            switch (rows) {                                                                     \
+                CODES_ROWS_CASE(1, bits, depth, lookup) CODES_ROWS_CASE(2, bits, depth, lookup) \
+                CODES_ROWS_CASE(3, bits, depth, lookup) CODES_ROWS_CASE(4, bits, depth, lookup) \
+                CODES_MORE_ROWS(bits, depth, lookup)                                            \
+            }                                                                                   \
         }                                                                                       \
-        if (row < job->rows) codes_panel(1, bits, depth, lookup, job, panel, row);              \
     }
 
 #if defined(__AVX2__) || defined(__aarch64__)

@@ -19,7 +19,7 @@ cdef extern from "codes.h" nogil:
         const uint16_t *scales
         const uint8_t *points
         const float *bias
-        int64_t rows, groups, blocks, columns
+        int64_t rows, groups, blocks, columns, stride
         int bits, depth
         int32_t origin
         float unit, low, high
@@ -38,9 +38,9 @@ cdef enum:
 cdef int quantize(const Call *call) noexcept nogil:
     """Rows as bytes, group by group.
 
-    operands: x IN (rows, width) float32; codes OUT int8 (rows, groups, room), scales OUT float32
-    and sums OUT int32 (rows, groups).
-    sizes: rows, width, groups, columns of a group, room of a group.
+    operands: x IN (rows, width) float32; codes OUT int8 (rows, groups, room), rows `stride` apart,
+    scales OUT float32 and sums OUT int32 (rows, groups).
+    sizes: rows, width, groups, columns of a group, room of a group, stride.
     """
     cdef int64_t i, groups = call.size[2]
     for i in prange(call.size[0] * groups, num_threads=call.threads, schedule="static"):
@@ -52,7 +52,7 @@ cdef void quantize_group(const Call *call, int64_t row, int64_t group) noexcept 
     cdef int64_t width = call.size[1], groups = call.size[2], size = call.size[3]
     cdef int64_t room = call.size[4], first = group * size, place = row * groups + group
     cdef const float *x = <const float *> call.operand[0] + row * width + first
-    cdef int8_t *codes = <int8_t *> call.operand[1] + place * room
+    cdef int8_t *codes = <int8_t *> call.operand[1] + row * call.size[5] + group * room
     (<int32_t *> call.operand[3])[place] = codes_quantize(
         x, min(size, width - first), room, codes, <float *> call.operand[2] + place)
 
@@ -62,7 +62,7 @@ cdef int multiply(const Call *call) noexcept nogil:
 
     operands: codes, scales, sums IN; panels, table, weight scales, points, bias IN, as struct Codes
     has them; y OUT (rows, columns) float32.
-    sizes: rows, groups, blocks of a group, columns, bits, depth, origin.
+    sizes: rows, groups, blocks of a group, columns, stride of codes, bits, depth, origin.
     values: unit, low, high.
     """
     cdef Codes job
@@ -73,8 +73,9 @@ cdef int multiply(const Call *call) noexcept nogil:
     job.points, job.bias = <const uint8_t *> call.operand[6], <const float *> call.operand[7]
     job.y = <float *> call.operand[8]
     job.rows, job.groups, job.blocks = call.size[0], call.size[1], call.size[2]
-    job.columns, job.bits, job.depth = call.size[3], <int> call.size[4], <int> call.size[5]
-    job.origin = <int32_t> call.size[6]
+    job.columns, job.stride = call.size[3], call.size[4]
+    job.bits, job.depth = <int> call.size[5], <int> call.size[6]
+    job.origin = <int32_t> call.size[7]
     job.unit, job.low, job.high = <float> call.value[0], <float> call.value[1], <float> call.value[2]
     if call.threads == 1:
         codes_panels(&job, 0, panels)

@@ -6,6 +6,7 @@ import numpy as np
 
 from fastvq import _threads
 from fastvq._kernels import load
+from fastvq._memory import aligned
 
 # Element types of rows, by the number that _kernels/rows.pxd knows them under.
 KINDS = {np.dtype(t): i for i, t in enumerate(["float32", "float64", "uint8", "int8", "float16"])}
@@ -146,14 +147,6 @@ def workspace_for(kernel, d, dtype, threads, *sizes, function="workspace_bytes")
 
 def address(array):
     return 0 if array is None else array.ctypes.data
-
-
-def aligned(shape, dtype):
-    """An uninitialised array that starts at a multiple of 64 bytes."""
-    size = math.prod(shape) * dtype.itemsize
-    memory = np.empty(size + 64, np.uint8)
-    skip = -memory.ctypes.data % 64
-    return memory[skip : skip + size].view(dtype).reshape(shape)
 
 
 def as_weight(sample_weight, n):

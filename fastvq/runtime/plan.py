@@ -15,13 +15,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fastvq._memory import CACHE_LINE, aligned
 from fastvq.runtime import registry
 from fastvq.runtime.graph import DTYPES, Graph, GraphError
 from fastvq.runtime.ops import operators
 
 __all__ = ["Plan", "Tensor"]
 
-_ALIGNED = 64
 # A plan that would need more than this is refused before anything is allocated.
 _MOST_BYTES = 1 << 46
 # Operators that only give a value another shape: no copy, no call.
@@ -237,9 +237,7 @@ class _Frame:
 
     def __init__(self, plan):
         self._plan = plan
-        memory = np.empty(plan.arena_bytes + _ALIGNED, np.uint8)
-        skip = -memory.ctypes.data % _ALIGNED
-        self._arena = memory[skip : skip + plan.arena_bytes]
+        self._arena = aligned((plan.arena_bytes,), np.uint8)
         self._segments = self._split()
         self._program = self._compile() if any(c for c, *_ in self._segments) else None
 
@@ -339,7 +337,7 @@ def _arena(lives):
     offsets = {}
     for tensor in sorted(lives, key=lambda t: -t.nbytes):
         first, last = lives[tensor]
-        size = -(-tensor.nbytes // _ALIGNED) * _ALIGNED
+        size = -(-tensor.nbytes // CACHE_LINE) * CACHE_LINE
         at = 0
         for start, stop, born, dead in sorted(placed):
             if born <= last and first <= dead and at < stop and start < at + size:

@@ -302,9 +302,9 @@ def _coded_dense(writer, node, *, activation, alpha, beta):
     rows.levels("i")
     dot = writer.call(
         "dot_of_groups", "row", each.row(q, width), _row_number(steps, count, tensor.n_groups),
-        rows.scales("i"), width, group,
+        rows.scales("i"), _real(2.0**tensor.exponent), width, group,
     )  # fmt: skip
-    writer.put(f"const float real = {dot} * {_real(2.0**tensor.exponent)};")
+    writer.put(f"const float real = {dot};")
     _finished(writer, each.place, f"real{bias}", activation, alpha, beta)
     each.end()
 

@@ -181,7 +181,8 @@ static void fvq_round_groups(const float *x, uint32_t width, uint32_t group, int
 
 /* Groups of whole levels times whole numbers, each sum times its step and its scale. */
 static float fvq_dot_of_groups(const float *levels, const int8_t *q, const float *steps,
-                               const uint16_t *scales, uint32_t width, uint32_t group)
+                               const uint16_t *scales, float unit, uint32_t width,
+                               uint32_t group)
 {
     float total = 0;
     for (uint32_t first = 0; first < width; first += group) {
@@ -190,8 +191,9 @@ static float fvq_dot_of_groups(const float *levels, const int8_t *q, const float
         for (uint32_t k = first; k < width && k < first + group; k++) {
             sum += (int32_t)q[k] * (int32_t)levels[k];
         }
-        part = (float)sum * *steps++;
-        part *= fvq_half(*scales++);
+        part = fvq_half(*scales++) * unit;
+        part *= (float)sum;
+        part *= *steps++;
         total += part;
     }
     return total;

@@ -5,7 +5,9 @@ columns. A row's group is cut into 127 steps on either side of zero; sums of a g
 are put together in float32, one operation after the other, so that the bits are the same
 everywhere:
 
-    y = (Σ_g (float32(Σ_k q[k] · level[k]) · step_g) · scale_g) · 2^exponent + bias.
+    y = Σ_g (float32(Σ_k q[k] · level[k]) · (scale_g · 2^exponent)) · step_g + bias.
+
+The row's step comes last: what comes before it stays in range for any row.
 """
 
 from __future__ import annotations
@@ -86,15 +88,14 @@ def coded_dense(x, weight, bias=None, *, activation="identity", alpha=0.0, beta=
     size = weight.group or weight.width
     q, steps = quantized_groups(x.reshape(-1, x.shape[-1]), size)
     total = np.zeros((len(q), weight.n_rows), np.float32)
-    levels = levels_of(weight)
+    levels, scales = levels_of(weight), weight.float_scales()
     for g in range(q.shape[1]):
         part = levels[:, g * size : (g + 1) * size]
         # In float64, exactly: sums stay below 2^53.
         sums = q[:, g, : part.shape[1]].astype(np.float64) @ part.T.astype(np.float64)
-        real = sums.astype(np.float32) * steps[:, g, None]
-        total += real * weight.scales[:, g].astype(np.float32)
-    y = total * np.float32(2.0**weight.exponent)
-    y = y if bias is None else y + bias
+        real = sums.astype(np.float32) * scales[:, g]
+        total += real * steps[:, g, None]
+    y = total if bias is None else total + bias
     return _bounded(y.reshape(*x.shape[:-1], -1), activation, alpha, beta)
 
 

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from fastvq._memory import CACHE_LINE, aligned, lasting
 from fastvq.runtime import registry
 from fastvq.runtime.codebook import Codebook
 from fastvq.runtime.coded import Coded
@@ -30,19 +31,18 @@ def dense(node, inputs, outputs, plan):
     packed = plan.packed(weight, f"codes, bias {bias and bias.name}", lambda t: _packed(t, bias))
     n, width = weight.shape
     rows = x.size // width
-    codes, scales, sums = (
-        plan.scratch(rows * packed.groups * size) for size in (packed.room, 4, 4)
-    )
+    codes = plan.scratch(rows * packed.stride)
+    scales, sums = (plan.scratch(4 * rows * packed.groups) for _ in range(2))
     quantize = KernelCall(
         "codes.quantize",
         [x, codes, scales, sums],
-        [rows, width, packed.groups, packed.size, packed.room],
+        [rows, width, packed.groups, packed.size, packed.room, packed.stride],
         threads=workers(plan, x.size, _THREAD_VALUES),
     )
     multiply = KernelCall(
         "codes.multiply",
         [codes, scales, sums, *packed.operands, outputs[0]],
-        [rows, packed.groups, packed.room // _kernel().BLOCK, n, *packed.sizes],
+        [rows, packed.groups, packed.room // _kernel().BLOCK, n, packed.stride, *packed.sizes],
         [packed.unit, *_bounds(node.attributes)],
         threads=workers(plan, n * width * (1 + rows // 4), _THREAD_WEIGHTS),
     )
@@ -102,6 +102,8 @@ class _Packed:
         kernel = _kernel()
         self.size, self.groups = weight.group or weight.width, weight.n_groups
         self.room = -(-self.size // kernel.BLOCK) * kernel.BLOCK
+        # An odd number of cache lines: rows a power of two apart would share a few sets.
+        self.stride = (-(-self.groups * self.room // CACHE_LINE) | 1) * CACHE_LINE
         most = int(levels.max())
         self.unit = 2.0**weight.exponent
         bits = next(b for b in (2, 4, 8) if weight.bits <= b)
@@ -121,8 +123,10 @@ class _Packed:
         lanes = _kernel().COLUMNS
         padded = np.zeros((-(-len(values) // lanes) * lanes, values.shape[1]), values.dtype)
         padded[: len(values)] = values
-        by_panel = padded.reshape(-1, lanes, values.shape[1])
-        return np.ascontiguousarray(by_panel.swapaxes(1, 2))
+        by_panel = padded.reshape(-1, lanes, values.shape[1]).swapaxes(1, 2)
+        found = aligned(by_panel.shape, values.dtype)
+        found[...] = by_panel
+        return found
 
 
 def _table(levels, bits):
@@ -156,7 +160,7 @@ def _panels(weight, levels, bits, room):
     lanes, quads = kernel.COLUMNS, kernel.BLOCK // 4
     size, groups = weight.group or weight.width, weight.n_groups
     n_panels, blocks = -(-weight.n_rows // lanes), groups * room // kernel.BLOCK
-    panels = np.empty((n_panels, blocks, quads * bits // 8, lanes, 4), np.uint8)
+    panels = lasting((n_panels, blocks, quads * bits // 8, lanes, 4), np.uint8)
     step = max(1, _AT_ONCE // (lanes * groups * room))
     for first in range(0, n_panels, step):
         part = panels[first : first + step]

@@ -11,6 +11,7 @@ import math
 
 import numpy as np
 
+from fastvq._memory import aligned, lasting
 from fastvq.runtime import registry
 from fastvq.runtime.definitions.products import Windows, spread, window_counts
 from fastvq.runtime.graph import Node
@@ -23,7 +24,6 @@ _THREAD_WORK = 100_000
 _PACKED_AT_ONCE = 1 << 20  # bytes of panels that are put in order at a time
 # Values that are worth one where they are only moved or compared.
 _THREAD_VALUES = 50_000
-_CACHE_LINE = 64
 
 
 @lowering("Dense")
@@ -194,7 +194,7 @@ def _depthwise(node, x, weight, bias, y, windows, plan):
     def make(tensor):
         rows = tensor.value.reshape(channels, -1).T
         starts = np.zeros(channels) if bias is None else bias.value
-        packed = _aligned((1 + len(rows), channels))
+        packed = aligned((1 + len(rows), channels), np.float32)
         packed[0], packed[1:] = starts, rows
         return packed
 
@@ -321,7 +321,7 @@ def _panels(rows, shape, bias):
     n, n_out, k = shape
     columns = _gemm()[2]
     n_panels = -(-n_out // columns)
-    packed = _aligned((n, n_panels, k + 1, columns))
+    packed = lasting((n, n_panels, k + 1, columns), np.float32)
     step = max(1, _PACKED_AT_ONCE // (4 * columns * (k + 1)))
     for i, first in itertools.product(range(n), range(0, n_panels, step)):
         panels = packed[i, first : first + step]
@@ -436,11 +436,3 @@ def _known(weight, bias):
 
 def _all_float32(*tensors):
     return all(t is None or t.dtype == np.float32 for t in tensors)
-
-
-def _aligned(shape):
-    """An empty float32 array whose values begin at a cache line."""
-    nbytes = 4 * math.prod(shape)
-    memory = np.empty(nbytes + _CACHE_LINE, np.uint8)
-    skip = -memory.ctypes.data % _CACHE_LINE
-    return memory[skip : skip + nbytes].view(np.float32).reshape(shape)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from fastvq._memory import aligned
 from fastvq.runtime.registry import KernelCall, lowering, module, workers
 
 # Multiply-adds that are worth waking a thread for.
@@ -130,5 +131,7 @@ def _by_lanes(values, lanes):
     groups = -(-units // lanes)
     padded = np.zeros((directions, gates, groups * lanes, k), np.float32)
     padded[:, :, :units] = values
-    panels = padded.reshape(directions, gates, groups, lanes, k).transpose(0, 2, 4, 1, 3)
-    return np.ascontiguousarray(panels)
+    ordered = padded.reshape(directions, gates, groups, lanes, k).transpose(0, 2, 4, 1, 3)
+    panels = aligned(ordered.shape, np.float32)
+    panels[...] = ordered
+    return panels
