@@ -23,6 +23,7 @@ from fastvq.compress.exporters.c_source import TYPES, Source, Writer, identifier
 from fastvq.runtime.affine import Affine
 from fastvq.runtime.codebook import Codebook
 from fastvq.runtime.coded import Coded
+from fastvq.runtime.definitions.codes import has_tables
 from fastvq.runtime.definitions.trees import ABOVE, CATEGORY, EQUAL, Forest
 from fastvq.runtime.encoding import Raw
 from fastvq.runtime.graph import Graph
@@ -290,6 +291,9 @@ def _coded_dense(writer, node, *, activation, alpha, beta):
         _bias(writer, node, 2),
     )
     tensor, width = rows.tensor, rows.width
+    if has_tables(tensor):
+        _dense(writer, node, activation=activation, alpha=alpha, beta=beta)
+        return
     group, count = tensor.group or width, _rows_of(writer, node.inputs[0], width)
     q = writer.scratch("int8_t", "q", count * width)
     steps = writer.scratch("float", "steps", count * tensor.n_groups)

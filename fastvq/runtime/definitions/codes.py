@@ -1,13 +1,19 @@
-"""Dense layers whose weights are levels of few bits: rows become bytes, group by group.
+"""Dense layers that multiply with weights of few bits as they are stored.
 
-A weight of :class:`Grouped` or :class:`Codebook` is whole levels times scales of rows and groups of
-columns. A row's group is cut into 127 steps on either side of zero; sums of a group are exact, and
-are put together in float32, one operation after the other, so that the bits are the same
-everywhere:
+Levels: rows become bytes, group by group. A weight of :class:`Grouped` or :class:`Codebook` is
+whole levels times scales of rows and groups of columns. A row's group is cut into 127 steps on
+either side of zero; sums of a group are exact, and are put together in float32, one operation after
+the other, so that the bits are the same everywhere:
 
     y = Σ_g (float32(Σ_k q[k] · level[k]) · (scale_g · 2^exponent)) · step_g + bias.
 
 The row's step comes last: what comes before it stays in range for any row.
+
+Codewords: a weight of :class:`Product` gives in float32 what its blocks' codewords give,
+
+    y = (Σ_b Σ_s x_b · codeword[code_bs]) · scale + bias,
+
+summed over blocks and stages in order; x_b · codeword is the same for all outputs.
 """
 
 from __future__ import annotations
@@ -19,8 +25,9 @@ from fastvq.runtime.coded import Coded
 from fastvq.runtime.definitions.integers import _bounded
 from fastvq.runtime.grouped import Grouped
 from fastvq.runtime.ops import operator
+from fastvq.runtime.product import Product
 
-__all__ = ["has_levels", "levels_fit", "levels_of", "quantized_groups"]
+__all__ = ["has_levels", "has_tables", "levels_fit", "levels_of", "quantized_groups"]
 
 _MOST_LEVEL = 127
 _WIDEST = 1 << 16  # columns of a group: 127 · 255 each, in 32 bits
@@ -41,6 +48,33 @@ def has_levels(weight) -> bool:
         and 0 not in weight.shape
         and (weight.group or weight.width) <= _WIDEST
     )
+
+
+def has_tables(weight) -> bool:
+    """Whether a weight is codewords by codes of up to 8 bits, with at most a scale for each row."""
+    return (
+        isinstance(weight, Product)
+        and weight.leading == 1
+        and len(weight.shape) == 2
+        and 0 not in weight.shape
+        and weight.bits <= 8
+        and (weight.scales is None or weight.n_groups == 1)
+    )
+
+
+def by_tables(x, weight):
+    """Rows (m, width) times a weight of which `has_tables` is true: (m, n_out) float32."""
+    books = weight.codewords.astype(np.float32)
+    stages, _, d = books.shape
+    blocks = -(-weight.width // d)
+    cut = np.zeros((len(x), blocks * d), np.float32)
+    cut[:, : weight.width] = x
+    tables = np.einsum("mbi,ski->mbsk", cut.reshape(len(x), blocks, d), books)
+    codes = weight.row_codes(0, weight.n_rows).reshape(weight.n_rows, blocks, stages)
+    total = np.zeros((len(x), weight.n_rows), np.float32)
+    for b, s in np.ndindex(blocks, stages):
+        total += tables[:, b, s, codes[:, b, s]]
+    return total if weight.scales is None else total * weight.float_scales()[:, 0]
 
 
 def levels_fit(weight) -> bool:
@@ -79,10 +113,15 @@ def quantized_groups(x, size):
 
 @operator("CodedDense", weights=(1,), encoded=(1,))
 def coded_dense(x, weight, bias=None, *, activation="identity", alpha=0.0, beta=0.0):
-    """Dense layer with a weight of few bits, for rows that become bytes as they come.
+    """Dense layer that multiplies with a weight of few bits as it is stored.
 
-    x (..., n_in) float32; weight (n_out, n_in) of which `has_levels` is true; bias float32.
+    x (..., n_in) float32; weight (n_out, n_in) of which `has_levels` or `has_tables` is true; bias
+    float32.
     """
+    if has_tables(weight):
+        y = by_tables(x.reshape(-1, x.shape[-1]), weight)
+        y = y if bias is None else y + bias
+        return _bounded(y.reshape(*x.shape[:-1], -1), activation, alpha, beta)
     if not has_levels(weight):
         raise ValueError("weight must be int8 levels with float16 scales, of few bits")
     size = weight.group or weight.width

@@ -1,4 +1,6 @@
-"""Lowerings of layers with weights of few bits: codes are looked up in registers (codes.h)."""
+"""Lowerings of layers with weights of few bits: codes are looked up in registers (codes.h), and
+those of codewords in tables (tables.py).
+"""
 
 from __future__ import annotations
 
@@ -10,8 +12,9 @@ from fastvq._memory import CACHE_LINE, aligned, lasting
 from fastvq.runtime import registry
 from fastvq.runtime.codebook import Codebook
 from fastvq.runtime.coded import Coded
-from fastvq.runtime.definitions.codes import has_levels, levels_fit
+from fastvq.runtime.definitions.codes import has_levels, has_tables, levels_fit
 from fastvq.runtime.grouped import Signs
+from fastvq.runtime.lowering import tables
 from fastvq.runtime.product import Product
 from fastvq.runtime.registry import KernelCall, lowering, workers
 
@@ -26,6 +29,9 @@ def dense(node, inputs, outputs, plan):
     x, weight, bias = [*inputs, None][:3]
     if x.dtype != np.float32 or not (bias is None or bias.known) or not x.size:
         return None
+    if has_tables(weight.encoded):
+        bounds = _bounds(node.attributes)
+        return tables.dense(node, [x, weight, bias], outputs, bounds, plan)
     if not has_levels(weight.encoded) or not levels_fit(weight.encoded):
         return None
     packed = plan.packed(weight, f"codes, bias {bias and bias.name}", lambda t: _packed(t, bias))
