@@ -4,7 +4,8 @@ One row reads every weight once, so bytes decide; rows in batches are bound by a
 float32 rows and give float32, by a call of a whole model. Answers are compared with those of the
 weights that each has, in float64: what is left is the rounding of rows to bytes.
 
-LSTMs compute in float32 whatever their weights are stored in: few bits are to cost no time there.
+LSTMs of few bits multiply integers as those of 8 bits do, or decoded weights in float32: few bits
+are to cost no time there.
 """
 
 from __future__ import annotations
@@ -28,10 +29,11 @@ STEPS, FEATURES, UNITS, CLASSES = 28, 28, 128, 10
 WANTED = {
     "int4 to int8": 1.8, "codebook4 to int8": 1.8, "int4 to MatMulNBits": 1.0,
     "2 bits to 4": 1.3, "6 bits to int8": 1.0,
+    "product8 to float32": 1.0, "product4 to float32": 1.0,
 }  # fmt: skip
 WANTED_ROWS = {"int4 to int8": 0.8, "codebook4 to int8": 0.8, "6 bits to int8": 0.8}
 GROUP = 64
-OURS_FEW = ("int4", "codebook4", "codebook2", "codebook6")
+OURS_FEW = ("int4", "codebook4", "codebook2", "codebook6", "product8", "product4")
 INT8_PEERS = ("onnxruntime int8", "torch int8", "fastvq int8")
 
 
@@ -41,6 +43,7 @@ class Case:
     def __init__(self, m, n, k):
         from fastvq.runtime.codebook import Codebook
         from fastvq.runtime.grouped import Grouped
+        from fastvq.runtime.product import Product
 
         rng = np.random.default_rng(m + n + k)
         self.real = rng.standard_normal((m, k), np.float32)
@@ -55,6 +58,10 @@ class Case:
             self.weights[f"codebook{bits}"] = Codebook.of(
                 _codes(rng, n, k, bits), words, **settings
             )
+        for d in (8, 4):
+            words = rng.standard_normal((1, 256, d)).astype(np.float16)
+            codes, heights = _codes(rng, n, k // d, 8)[:, :, None], scales[:, :1].astype(np.float32)
+            self.weights[f"product{d}"] = Product.of((n, k), codes, words, scales=heights)
 
     @property
     def codes(self):
@@ -124,6 +131,7 @@ def lstm(name, **settings):
 LSTMS = {
     "fastvq float32": lstm("fastvq float32"),
     "fastvq int8": lstm("fastvq int8", scheme="int8"),
+    "fastvq int4, floats": lstm("fastvq int4, floats", scheme="int4", activations="float"),
     "fastvq int4": lstm("fastvq int4", scheme="int4"),
     "fastvq codebook4": lstm("fastvq codebook4", scheme="codebook"),
     "fastvq codebook2": lstm("fastvq codebook2", scheme="codebook", bits=2),
@@ -256,7 +264,7 @@ def tables(measured: dict) -> str:
     """A table of the dense layers and one of the LSTM, and what is less than is wanted."""
     found = report.by_case(measured["records"])
     dense = {key: each for key, each in found.items() if key[0] in CASES}
-    parts = [_table(dense, [*CONTESTANTS], _ratios, "M×N×K")]
+    parts = [_table(dense, [*CONTESTANTS], _ratios, "M×N×K")] if dense else []
     lstms = {key: each for key, each in found.items() if key[0] in LSTM_CASES}
     parts += [_table(lstms, [*LSTMS], _lstm_ratios, "")] if lstms else []
     notes = [note for (case, n), by_name in dense.items() for note in _missed(case, n, by_name)]
@@ -288,6 +296,8 @@ def _ratios(by_name):
         "int4 to MatMulNBits": _ratio(by_name, ["MatMulNBits"], "fastvq int4"),
         "2 bits to 4": _ratio(by_name, ["fastvq codebook4"], "fastvq codebook2"),
         "6 bits to int8": _ratio(by_name, INT8_PEERS, "fastvq codebook6"),
+        "product8 to float32": _ratio(by_name, ["fastvq float32"], "fastvq product8"),
+        "product4 to float32": _ratio(by_name, ["fastvq float32"], "fastvq product4"),
     }
 
 

@@ -199,6 +199,7 @@ class TestModels:
             {"scheme": "int4"}, {"scheme": "int4", "bits": 6, "symmetric": False},
             {"scheme": "codebook"}, {"scheme": "codebook", "per": "row"},
             {"scheme": "product", "group": 4}, {"scheme": "int4", "activations": "dynamic"},
+            {"scheme": "product", "group": 4, "activations": "dynamic"},
             {"scheme": "codebook", "activations": "dynamic", "group": 32},
             {"scheme": "int4", "bits": 3, "outliers": 0.01},
             {"scheme": "codebook", "bits": 3, "outliers": 0.02, "activations": "dynamic"},
@@ -230,6 +231,25 @@ class TestModels:
         np.testing.assert_array_equal(small(ids), same(ids))
         small.save(tmp_path / "small.fvq")
         np.testing.assert_array_equal(fastvq.load(tmp_path / "small.fvq")(ids), small(ids))
+
+    @pytest.mark.parametrize(
+        "settings_",
+        [{"scheme": "int4"}, {"scheme": "product"}, {"scheme": "int4", "outliers": 0.01}],
+    )
+    def test_recurrence_in_whole_numbers(self, settings_, tmp_path):
+        """Rows of bytes add little to the error of few bits."""
+        model = recurrent()
+        ids = np.random.default_rng(0).integers(0, 200, (9, 6))
+        floats = fastvq.compress(model, ids, **settings_)
+        small = fastvq.compress(model, ids, activations="dynamic", **settings_)
+        found = {node.operator for node in small.graph.nodes}
+        assert found & {"LSTM", "GRU"} == set() and found & {"CodedLSTM", "CodedGRU"}
+        assert small.nbytes == pytest.approx(floats.nbytes, abs=200)
+        wanted, got = floats(ids), small(ids)
+        assert np.linalg.norm(got - wanted) < 0.03 * np.linalg.norm(wanted)
+        small.save(tmp_path / "small.fvq")
+        np.testing.assert_array_equal(fastvq.load(tmp_path / "small.fvq")(ids), got)
+        assert small.to_onnx().graph.node
 
     def test_compensation_lowers_the_error_of_outputs(self, digits):
         model, X, _ = digits

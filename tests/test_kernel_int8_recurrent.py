@@ -5,13 +5,16 @@ import pytest
 from nodes import compiled, defined, level, plan_of  # noqa: F401 - a fixture
 from recurrent import SIZES, a_row_alone_gets_the_same_bits, agree, case, each_of
 
-from fastvq.runtime.definitions.recurrent import DIRECTIONS
+from fastvq.runtime.definitions.recurrent import DIRECTIONS, byte_rows
 from fastvq.runtime.lowering import integers
 
 each_layer = each_of(
     ("DynamicLSTM", 4, {}),
     ("DynamicGRU", 3, {}),
     ("DynamicGRU", 3, {"linear_before_reset": True}),
+    ("CodedLSTM", 4, {}),
+    ("CodedGRU", 3, {}),
+    ("CodedGRU", 3, {"linear_before_reset": True}),
 )
 
 
@@ -93,3 +96,11 @@ def test_refused(place, array, message):
     arrays[place] = array
     with pytest.raises(ValueError, match=message):
         compiled("DynamicLSTM", arrays, known)
+
+
+def test_rows_of_bytes():
+    rows = np.array([[[1, -2.54, 0], [0, 0, 0]], [[3e38, -3e38, 1], [1e-40, 0, 0]]], "f4")
+    values, scales = byte_rows(rows)
+    assert values.dtype == np.int8 and scales.dtype == np.float32
+    np.testing.assert_array_equal(values, [[50, -127, 0], [0, 0, 0], [127, -127, 0], [0, 0, 0]])
+    np.testing.assert_allclose(scales[[0, 2]], [0.02, 3e38 / 127], rtol=1e-6)

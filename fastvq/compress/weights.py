@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 import numpy as np
 
 from fastvq.compress import stats
-from fastvq.runtime.definitions.codes import has_levels, levels_fit
+from fastvq.runtime.definitions.codes import has_levels, has_tables, levels_fit
 from fastvq.runtime.encoding import EncodedTensor, Raw
 from fastvq.runtime.graph import Graph, Node
 from fastvq.runtime.ops import operators
@@ -166,18 +167,31 @@ def replaced(graph: Graph, tensors: Mapping[str, EncodedTensor]) -> Graph:
 
 
 def coded_layers(graph: Graph) -> Graph:
-    """The graph with dense layers that multiply whole numbers, where their weights are such."""
+    """The graph with layers that multiply whole numbers, where their weights are such."""
     return Graph(
         [_coded(node, graph) for node in graph.nodes], graph.inputs, graph.outputs, graph.constants
     )
 
 
 def _coded(node, graph):
-    if node.operator != "Dense":
+    takes = {"Dense": _dense_takes, "LSTM": _recurrence_takes, "GRU": _recurrence_takes}
+    if node.operator not in takes or not takes[node.operator](node, graph):
         return node
+    return replace(node, operator=f"Coded{node.operator}")
+
+
+def _dense_takes(node, graph):
     weight, *bias = (graph.constants.get(name) for name in node.inputs[1:] if name)
-    if weight is None or not has_levels(weight) or not levels_fit(weight):
-        return node
-    if any(not isinstance(b, Raw) or b.dtype != np.float32 for b in bias):
-        return node
-    return Node("CodedDense", node.inputs, node.outputs, node.attributes, node.name)
+    if weight is None or not (has_tables(weight) or (has_levels(weight) and levels_fit(weight))):
+        return False
+    return all(isinstance(b, Raw) and b.dtype == np.float32 for b in bias)
+
+
+def _recurrence_takes(node, graph):
+    """Whether both matrices are of few bits, and all else but the sequence is known, in float32."""
+    places = 4 if node.operator == "LSTM" else 5
+    matrices, biases = node.inputs[1:3], node.inputs[3:places]
+    known = [graph.constants.get(name) for name in (*matrices, *biases) if name]
+    return all(c is not None and c.dtype == np.float32 for c in known) and all(
+        not isinstance(graph.constants[name], Raw) for name in matrices
+    )

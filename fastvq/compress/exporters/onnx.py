@@ -903,14 +903,14 @@ def _dynamic_gru(export, node, *, direction, linear_before_reset):
     _recurrent(export, node, "GRU", inputs, 3, **attributes)
 
 
-@_exports("LSTM")
+@_exports("LSTM", "CodedLSTM")
 def _lstm(export, node, *, direction):
     x, weight, recurrent, bias, lengths, h, c = [*node.inputs, *[""] * 4][:7]
     inputs = [x, weight, recurrent, bias, "", lengths, h, c]
     _recurrent(export, node, "LSTM", inputs, 4, direction=direction)
 
 
-@_exports("GRU")
+@_exports("GRU", "CodedGRU")
 def _gru(export, node, *, direction, linear_before_reset):
     inputs = [*node.inputs, *[""] * 4][:7]
     attributes = {"direction": direction, "linear_before_reset": int(linear_before_reset)}

@@ -8,6 +8,7 @@ import numpy as np
 
 from fastvq._dots import Packed
 from fastvq.runtime.definitions.integers import window
+from fastvq.runtime.definitions.recurrent import byte_rows
 from fastvq.runtime.registry import KernelCall, lowering, module, workers
 
 # As in _kernels/int8.h.
@@ -411,17 +412,39 @@ def lstm(node, inputs, outputs, plan):
     return _recurrent(node, _LSTM, 4, x, matrices, lengths, (h0, c0), outputs, plan)
 
 
+@lowering("CodedLSTM")
+def coded_lstm(node, inputs, outputs, plan):
+    x, weight, recurrent, bias, lengths, h0, c0 = _padded(inputs, 7)
+    matrices = weight, recurrent, None, None, bias, None
+    return _recurrent(node, _LSTM, 4, x, matrices, lengths, (h0, c0), outputs, plan)
+
+
 @lowering("DynamicGRU")
 def gru(node, inputs, outputs, plan):
     x, *matrices, lengths, h0 = _padded(inputs, 9)
-    layer = _GRU_LINEAR if node.attributes.get("linear_before_reset", False) else _GRU
-    return _recurrent(node, layer, 3, x, matrices, lengths, (h0, None), outputs, plan)
+    return _recurrent(node, _gru(node), 3, x, matrices, lengths, (h0, None), outputs, plan)
+
+
+@lowering("CodedGRU")
+def coded_gru(node, inputs, outputs, plan):
+    x, weight, recurrent, *biases, lengths, h0 = _padded(inputs, 7)
+    matrices = weight, recurrent, None, None, *biases
+    return _recurrent(node, _gru(node), 3, x, matrices, lengths, (h0, None), outputs, plan)
+
+
+def _gru(node):
+    return _GRU_LINEAR if node.attributes.get("linear_before_reset", False) else _GRU
+
+
+def _byte_rows(weight, scale):
+    """int8 rows and their scales; of floats those that they are rounded to."""
+    return byte_rows(weight.value) if scale is None else (weight.value, scale.value)
 
 
 class _Gates:
     """A recurrent weight (D · gates · H, H), each gate a group of its own."""
 
-    def __init__(self, weight, groups, scale, bias):
+    def __init__(self, weight, scale, groups, bias):
         self.packed = packed = Packed(weight.reshape(groups, -1, weight.shape[1]))
         self.operands = [
             *packed.operands,
@@ -429,6 +452,10 @@ class _Gates:
             packed.per_column(scale, np.float32),
             None if bias is None else packed.per_column(bias, np.float32),
         ]
+
+
+def _projection(weight, scale, bias):
+    return _Layer(weight, 1, None, scale, bias, None)
 
 
 def _recurrent(node, layer, gates, x, matrices, lengths, states, outputs, plan):
@@ -440,20 +467,19 @@ def _recurrent(node, layer, gates, x, matrices, lengths, states, outputs, plan):
         return None
     if any(t is not None and t.dtype != np.float32 for t in states):
         return None
-    (n, t, k), (rows, units) = x.shape, recurrent.shape
+    (n, t, k), units = x.shape, recurrent.shape[-1]
+    rows = recurrent.size // units
     directions = rows // (gates * units)
     projection = plan.packed(
-        weight,
-        f"int8 for {node.name}",
-        lambda w: _Layer(w.value, 1, None, _value(scale), _value(bias), None),
-    )
+        weight, f"int8 for {node.name}",
+        lambda w: _projection(*_byte_rows(w, scale), _value(bias)),
+    )  # fmt: skip
     of_state = plan.packed(
-        recurrent,
-        f"int8 gates for {node.name}",
+        recurrent, f"int8 gates for {node.name}",
         lambda w: _Gates(
-            w.value, directions * gates, _value(recurrent_scale), _value(recurrent_bias)
+            *_byte_rows(w, recurrent_scale), directions * gates, _value(recurrent_bias)
         ),
-    )
+    )  # fmt: skip
     kernel, projected = module("int8"), plan.scratch(4 * n * t * rows)
     threads = workers(plan, n * t * k * rows, _THREAD_PRODUCTS)
     size = kernel.scratch_bytes(projection.form, n * t, k)
