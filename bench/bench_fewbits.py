@@ -27,7 +27,7 @@ LSTM_CASES = {f"LSTM, {n} row{'s' * (n > 1)}": n for n in (1, 32, 256)}
 STEPS, FEATURES, UNITS, CLASSES = 28, 28, 128, 10
 #: for one row; for more
 WANTED = {
-    "int4 to int8": 1.8, "codebook4 to int8": 1.8, "int4 to MatMulNBits": 1.0,
+    "int4 to int8": 1.8, "codebook4 to int8": 1.8, "int4 to MatMulNBits": 1.0, "int4 to AQLM": 5.0,
     "2 bits to 4": 1.3, "6 bits to int8": 1.0,
     "product8 to float32": 1.0, "product4 to float32": 1.0,
 }  # fmt: skip
@@ -62,15 +62,18 @@ class Case:
             words = rng.standard_normal((1, 256, d)).astype(np.float16)
             codes, heights = _codes(rng, n, k // d, 8)[:, :, None], scales[:, :1].astype(np.float32)
             self.weights[f"product{d}"] = Product.of((n, k), codes, words, scales=heights)
+        words = rng.standard_normal((4, 256, 8)).astype(np.float32)
+        codes = rng.integers(0, 256, (n, k // 8, 4), dtype=np.uint8)
+        self.weights["AQLM"] = Product.of((n, k), codes, words, scales=heights)
 
     @property
     def codes(self):
         return self.weights["int4"].row_codes(0, len(self.weights["int4"].scales))
 
     def exact(self, name):
-        """What a contestant should give; the peers have the weight of "int4"."""
+        """What a contestant should give; who has no weight of its own has that of "int4"."""
         name = name.removeprefix("fastvq ")
-        values = self.weights[name if name in OURS_FEW else "int4"].decode()
+        values = self.weights.get(name, self.weights["int4"]).decode()
         return self.real.astype(np.float64) @ values.T.astype(np.float64)
 
 
@@ -219,10 +222,28 @@ def onnxruntime_nbits(case, n_threads):
     return lambda: run(case.real)
 
 
+def aqlm(case, n_threads):
+    """AQLM's kernel for CPUs, compiled by numba: four codebooks for 8 values, 4 bits a weight."""
+    import numba
+    import torch
+    from aqlm.inference_kernels.numba_kernel import numba_gemm_lut
+
+    numba.set_num_threads(n_threads)
+    weight = case.weights["AQLM"]
+    n, k = weight.shape
+    codes = weight.row_codes(0, n).reshape(n, k // 8, 4).swapaxes(0, 1)
+    codes = torch.from_numpy(np.ascontiguousarray(codes).view(np.int8))
+    words = torch.from_numpy(weight.codewords[:, :, None])
+    scales = torch.from_numpy(weight.float_scales().reshape(n, 1, 1, 1))
+    x = torch.from_numpy(case.real)
+    return lambda: numba_gemm_lut(x, codes, words, scales, None).numpy()
+
+
 CONTESTANTS = {
     "onnxruntime int8": onnxruntime_int8,
     "torch int8": torch_int8,
     "MatMulNBits": onnxruntime_nbits,
+    "AQLM": aqlm,
     "fastvq float32": fastvq_float32,
     "fastvq int8": fastvq_int8,
     **{f"fastvq {name}": fastvq_few(name) for name in OURS_FEW},
@@ -294,6 +315,7 @@ def _ratios(by_name):
         "int4 to int8": _ratio(by_name, INT8_PEERS, "fastvq int4"),
         "codebook4 to int8": _ratio(by_name, INT8_PEERS, "fastvq codebook4"),
         "int4 to MatMulNBits": _ratio(by_name, ["MatMulNBits"], "fastvq int4"),
+        "int4 to AQLM": _ratio(by_name, ["AQLM"], "fastvq int4"),
         "2 bits to 4": _ratio(by_name, ["fastvq codebook4"], "fastvq codebook2"),
         "6 bits to int8": _ratio(by_name, INT8_PEERS, "fastvq codebook6"),
         "product8 to float32": _ratio(by_name, ["fastvq float32"], "fastvq product8"),
