@@ -260,9 +260,14 @@ def measure(options: Options) -> dict:
     for n_threads in options.threads:
         with timing.thread_limit(n_threads):
             for name, case in data.available(cases, options.only):
-                makers = LSTMS if name in LSTM_CASES else CONTESTANTS
+                makers = LSTMS if name in LSTM_CASES else _contestants(n_threads)
                 records += _measure_one(name, case, makers, n_threads, options)
     return {"records": records}
+
+
+def _contestants(n_threads):
+    """All, on one thread; on more numba's, which go on spinning, would hold the others' cores."""
+    return {name: make for name, make in CONTESTANTS.items() if n_threads == 1 or name != "AQLM"}
 
 
 def _measure_one(label, case, makers, n_threads, options):
