@@ -32,7 +32,8 @@ WANTED = {
 WANTED_DROP = {"LSTM": 0.003}  # of accuracy, mean of the seeds, 75 % smaller
 MINILM_BYTES = 14_000_000
 SEEDS, EPOCHS = 5, 2
-CALIBRATION_CROPS, CROPS = 8, 128  # of each photograph
+CALIBRATION_CROPS, CROPS = 32, 128  # of each photograph
+PEERS_CROPS = 8  # onnxruntime's histograms keep all values of all layers in memory
 TEXTS, CALIBRATION_TEXTS = 1000, 200
 PLAIN = "k-means"
 SAMPLED = 1 << 20  # values of a tensor that plain clustering finds its codewords on
@@ -75,11 +76,14 @@ def small_models(whole, settings, *examples, budgets=None):
 
 
 def _record(case, name, model, whole, **measured):
-    return {
+    found = {
         "case": case, "name": name, "threads": 1, **measured, "bytes": model.nbytes,
         "bits": round(8 * model.nbytes / _count(whole), 3),
         "ours": not isinstance(model, Peer) and not name.startswith(PLAIN),
     }  # fmt: skip
+    told = {column: found[column] for column in ("bits", *_COLUMNS[case])}
+    judging.say(f"{case}, {name}: {', '.join(f'{k} {v}' for k, v in told.items())}")
+    return found
 
 
 def _as_onnx(whole):
@@ -103,6 +107,7 @@ def measure_mobilenet(options) -> list[dict]:
     whole = fastvq.compress(load_mobilenet(), np.zeros((2, 3, 224, 224), np.float32))
     ours, others = judging.halves()
     seen = np.concatenate([judging.crops(name, n_seen, 0) for name in ours])
+    few = np.concatenate([judging.crops(name, min(n_seen, PEERS_CROPS), 0) for name in ours])
     tests = {name: judging.crops(name, n, 1) for name in others}
     bits = _count(whole) / 8
     settings: dict = {"int8": {"scheme": "int8"}, "int4": {"scheme": "int4", "group": 32}}
@@ -115,7 +120,7 @@ def measure_mobilenet(options) -> list[dict]:
         _record("MobileNetV2", name, model, whole, **judging.agreement(
             {photograph: judging.batches(model, x) for photograph, x in tests.items()}, wanted
         ))
-        for name, model in chain(models, _integer_peers(seen, options))
+        for name, model in chain(models, _integer_peers(few, options))
     ]  # fmt: skip
 
 

@@ -10,14 +10,17 @@ from sklearn.metrics import r2_score
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 
 import fastvq
+from fastvq._schemes import FEW_BITS
 from fastvq.compress import WeightQuantizer
 from fastvq.compress.allocate import Candidate, allocated
+from fastvq.compress.budgets import fewest_bytes
 from fastvq.compress.schemes.codebook import CodebookScheme
 from fastvq.compress.schemes.grids import encoded, matrix_of
 from fastvq.compress.schemes.grouped import GroupedScheme
 from fastvq.compress.schemes.outliers import OutlierScheme
 from fastvq.compress.schemes.product import ProductScheme
 from fastvq.compress.schemes.sign import SignScheme
+from fastvq.compress.scores import _Right
 from fastvq.compress.writing import noise
 from fastvq.runtime import CompressedModel, Graph, Node, Value
 from fastvq.runtime.encoding import Raw
@@ -110,7 +113,7 @@ class TestSchemes:
 class TestAllocated:
     @settings(max_examples=60, deadline=None)
     @given(st.integers(0, 10**6), st.integers(1, 6), st.integers(1, 6))
-    def test_near_the_best_there_is(self, seed, n, m):
+    def test_the_best_there_is(self, seed, n, m):
         import itertools
 
         rng = np.random.default_rng(seed)
@@ -135,9 +138,7 @@ class TestAllocated:
             return
         assert found.nbytes <= budget
         assert found.nbytes == sum(c.nbytes for c in found.chosen.values())
-        assert found.damage >= best - 1e-12
-        # Greedy by price misses at most what one step at the edge is worth.
-        assert found.damage <= best + 1.0
+        assert abs(found.damage - best) < 1e-12  # as few bytes are all weighed one by one
 
 
 @pytest.fixture(scope="module")
@@ -321,9 +322,10 @@ class TestModels:
         )
         assert ((found - wanted) ** 2).sum() < 0.1 * (wanted**2).sum()
 
-    @pytest.mark.parametrize("scheme", ["int4", "codebook", "product"])
+    @pytest.mark.parametrize("settings_", [{"scheme": "int4"}, {"scheme": "codebook"},
+                                           {"scheme": "product", "bits": 5}])  # fmt: skip
     @pytest.mark.parametrize("value", [1e4, 1e30, 3e38])
-    def test_one_value_far_out_is_not_all_that_moments_tell_of(self, scheme, value):
+    def test_one_value_far_out_is_not_all_that_moments_tell_of(self, settings_, value):
         rng = np.random.default_rng(0)
         model = dense({"w": rng.normal(size=(64, 40)) / 6, "b": rng.normal(size=64)})
         x = (rng.normal(size=(60, 8)) @ rng.normal(size=(8, 40))).astype("f4")
@@ -331,7 +333,7 @@ class TestModels:
         far[7, 3] = value
         wanted = model(others).astype("f8")
         noises = [
-            ((fastvq.compress(model, examples, scheme=scheme)(others) - wanted) ** 2).sum()
+            ((fastvq.compress(model, examples, **settings_)(others) - wanted) ** 2).sum()
             for examples in (x, far)
         ]
         assert noises[1] < 1.5 * noises[0]
@@ -467,6 +469,32 @@ class TestModels:
         model, X, _ = digits
         assert fastvq.compress(model, X[:3], scheme="int4").predict(X[:2]).shape == (2,)
 
+    @pytest.mark.parametrize("scheme", [*FEW_BITS[:-1], "auto"])
+    def test_layers_with_nothing_in_them(self, scheme):
+        """Zeros, a constant, fewer weights than a codebook has codewords, inputs that are always 0,
+        fewer rows than inputs."""
+        rng = np.random.default_rng(0)
+        constants = {
+            "zero": np.zeros((40, 30)), "same": np.full((32, 40), 0.25), "tiny": np.eye(2, 32),
+            "w": rng.normal(size=(48, 2)), "last": rng.normal(size=(32, 48)),
+        }  # fmt: skip
+        names = ["x", *constants]
+        nodes = [Node("Dense", (f"v{i}" if i else "x", name), (f"v{i + 1}",))
+                 for i, name in enumerate(names[1:])]  # fmt: skip
+        nodes[0] = Node("Dense", ("x", "zero", "one"), ("v1",))
+        constants["one"] = np.ones(40)
+        graph = Graph(nodes, [Value("x", "float32", ("N", 30))],
+                      [Value("v5", "float32", ("N", 32))],
+                      {n: Raw(c.astype("f4")) for n, c in constants.items()})  # fmt: skip
+        model, x = CompressedModel(graph), rng.normal(size=(3, 30)).astype("f4")
+        x[:, 5:9] = 0
+        goal = {"size_budget": 6000} if scheme == "auto" else {}
+        small = fastvq.compress(model, x, scheme=scheme, **goal)
+        assert np.isfinite(small(x)).all()
+        for name in ("zero", "tiny"):
+            np.testing.assert_array_equal(small.graph.constants[name].decode(), constants[name])
+        np.testing.assert_allclose(small.graph.constants["same"].decode(), 0.25, rtol=0.02)
+
 
 class TestBudgets:
     @pytest.mark.parametrize(
@@ -561,6 +589,30 @@ class TestBudgets:
         agreeing = WeightQuantizer("auto", max_drop=0.05, max_samples=None)
         small = agreeing.fit_transform(model, X[:1200])
         assert np.mean(small.predict(X[1200:]) == model.predict(X[1200:])) > 0.93
+
+    @pytest.mark.parametrize("alike", [0.0, 0.5, 1.0])
+    @pytest.mark.parametrize(("n", "most_drop"), [(225, 0.05), (600, 0.05), (2000, 0.02)])
+    def test_a_drop_that_holds_in_19_of_20_fits(self, n, most_drop, alike):
+        """Models that answer wrongly the more often the fewer bytes they have, of which the truth
+        is known: in how many fits does the chosen one lose more than was allowed? Models fail on
+        the same rows, on others, or on some of both."""
+        failed = 0
+        for seed in range(200):
+            rng = np.random.default_rng(seed)
+            wrong, hard = rng.random(n) < 0.03, rng.random(n)
+            judge = _Right("accuracy", 0, np.zeros(n, int))
+
+            def lost(budget):
+                return 0.5 * np.exp(-budget / 1000)
+
+            def kept(budget, seed=seed, wrong=wrong, hard=hard, judge=judge):
+                rng = np.random.default_rng([seed, budget])
+                luck = np.where(rng.random(n) < alike, hard, rng.random(n))
+                after = wrong | (luck < lost(budget))
+                return judge.most_lost([wrong.astype(int)], [after.astype(int)]) <= most_drop
+
+            failed += 0.97 * lost(fewest_bytes(100, 12_000, kept)) > most_drop
+        assert failed <= 0.05 * 200
 
     def test_a_drop_of_a_regressor(self):
         rng = np.random.default_rng(0)

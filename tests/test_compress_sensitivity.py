@@ -47,6 +47,10 @@ def test_damages():
     found = sensitivity.damages(graph(1), x, {"same": lambda: graph(1), "half": lambda: graph(0.5)})
     assert found["same"] == 0 and abs(found["half"] - 0.25) < 1e-6
     whole = graph(1)
+    half = whole.with_constants({"w 1": Raw(np.float32(0.5) * np.eye(3, 4, dtype="f4"))})
+    ways = {"half": lambda: half, "same": lambda: whole, "again": lambda: half}
+    found = sensitivity.damages(whole, x, ways)
+    assert found["again"] == found["half"] > 0.2 and found["same"] == 0
     labels = Graph(whole.nodes, whole.inputs, whole.outputs[1:], whole.constants)
     assert sensitivity.damages(labels, x, {"same": lambda: labels}) == {}
 

@@ -5,6 +5,10 @@ a price per byte each weight takes the candidate that is cheapest, damage and by
 price falls until the bytes are used up (Everett, "Generalized Lagrange multiplier method", 1963;
 for quantizers Shoham and Gersho, 1988). Between two prices lies what no price can buy: the rest of
 the bytes goes, move by move, to whatever lowers the damage most and still fits.
+
+A model of few weights, or with one that is most of it, has wide gaps there: what was bought for
+small change is missing for the one large step. So all combinations are weighed too, by dynamic
+programming over the bytes above the least, in so many parts, and the better of both is taken.
 """
 
 from __future__ import annotations
@@ -12,7 +16,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-__all__ = ["Candidate", "Choice", "allocated"]
+import numpy as np
+
+__all__ = ["Candidate", "Choice", "allocated", "worthwhile"]
+
+_PARTS = 4096  # of the bytes above the least, that combinations are counted in
 
 
 class Candidate(NamedTuple):
@@ -55,25 +63,66 @@ def allocated(candidates: Mapping[str, Sequence[Candidate]], budget: int) -> Cho
     >>> {name: candidate.scheme for name, candidate in choice.chosen.items()}
     {'a': 'many', 'b': 'few'}
     """
-    hulls = {name: _hull(some) for name, some in candidates.items()}
+    hulls = {name: worthwhile(some) for name, some in candidates.items()}
     chosen = {name: hull[0] for name, hull in hulls.items()}
     left = budget - sum(candidate.nbytes for candidate in chosen.values())
     if left < 0:
         return None
-    price, following = 0.0, None
-    for worth, name, candidate in _steps(hulls):
+    for _, name, candidate in _steps(hulls):
         more = candidate.nbytes - chosen[name].nbytes
         if more > left:
-            price, following = worth, (name, candidate)
             break
         chosen[name], left = candidate, left - more
-    left = _fill(chosen, candidates, left)
+    ways = chosen, _combined(candidates, budget)
+    left, chosen = min(
+        ((_fill(way, candidates, budget - _total(way).nbytes), way) for way in ways),
+        key=lambda found: _total(found[1]).damage,
+    )
+    price, following = _next(chosen, candidates)
+    return Choice(chosen, budget - left, _total(chosen).damage, price, following)
+
+
+def _next(chosen, candidates):
+    """What more bytes would be spent on first, and the damage that each of them takes away."""
+    moves = [
+        (_worth(chosen[name], candidate), (name, candidate))
+        for name, some in candidates.items()
+        for candidate in some
+        if candidate.nbytes > chosen[name].nbytes and candidate.damage < chosen[name].damage
+    ]
+    return max(moves, key=lambda move: move[0], default=(0.0, None))
+
+
+def _total(chosen):
+    """All that was chosen, as if it were one candidate."""
     found = [*chosen.values()]
-    return Choice(chosen, budget - left, sum(c.damage for c in found), price, following)
+    return Candidate(None, sum(c.nbytes for c in found), sum(c.damage for c in found))
 
 
-def _hull(candidates):
-    """Those of the candidates that are the cheapest at some price, smallest first."""
+def _combined(candidates, budget):
+    """The best combination, if every step above a weight's fewest bytes cost whole parts."""
+    least = {name: min(c.nbytes for c in some) for name, some in candidates.items()}
+    spare = budget - sum(least.values())
+    part = max(1, -(-spare // _PARTS))
+    n = spare // part + 1
+    damages, picked = np.zeros(n), {}
+    for name, some in candidates.items():
+        before, damages = damages, np.full(n, np.inf)
+        picked[name] = picks = np.zeros(n, np.int64)
+        for i, candidate in enumerate(some):
+            steps = -(-(candidate.nbytes - least[name]) // part)
+            offered = before[: max(n - steps, 0)] + candidate.damage
+            better = steps + np.flatnonzero(offered < damages[steps:])
+            damages[better], picks[better] = offered[better - steps], i
+    chosen, at = {}, n - 1
+    for name in reversed(picked):
+        chosen[name] = candidates[name][picked[name][at]]
+        at -= -(-(chosen[name].nbytes - least[name]) // part)
+    return {name: chosen[name] for name in candidates}
+
+
+def worthwhile(candidates):
+    """Those of some candidates that are the cheapest at some price, smallest first."""
     hull: list[Candidate] = []
     for candidate in sorted(candidates, key=lambda c: (c.nbytes, c.damage)):
         if hull and candidate.damage >= hull[-1].damage:

@@ -27,8 +27,9 @@ _ROWS = 16
 
 
 def damages(
-    graph: Graph, arrays, ways: Mapping[object, Callable[[], Graph]], n_threads=1
-) -> dict[object, float]:
+    graph: Graph, arrays, ways: Mapping[object, Callable[[], Graph]], n_threads=1, most_rows=_ROWS,
+    most_bytes=_BYTES,
+) -> dict[object, float]:  # fmt: skip
     """The noise of the float outputs of other graphs, as a share of what this one gives.
 
     Parameters
@@ -37,8 +38,9 @@ def damages(
     arrays : list of ndarray
         Inputs; some rows are taken, evenly spread.
     ways : mapping of anything to a function that gives a graph of the same inputs and outputs
-        Where it has constants of the same names, they are the same. Best in the order of the nodes
-        in which they differ.
+        Best in the order of the nodes in which they differ.
+    most_rows, most_bytes : int
+        Of examples, and of a graph's values on these.
 
     Returns
     -------
@@ -47,7 +49,7 @@ def damages(
         of the worst of the outputs; nothing where none is float.
         Costs two runs of this graph, and of each other one what follows its first own node.
     """
-    ahead = _Ahead(graph, _sample(graph, arrays, n_threads), n_threads)
+    ahead = _Ahead(graph, _sample(graph, arrays, n_threads, most_rows, most_bytes), n_threads)
     wanted = _floats(ahead.outputs(graph))
     if not wanted:
         return {}
@@ -56,11 +58,11 @@ def damages(
     }
 
 
-def _sample(graph, arrays, n_threads):
+def _sample(graph, arrays, n_threads, most_rows, most_bytes):
     """So many rows that memory stays bounded, whatever machine this is."""
     one = next(stats.batches_of(graph, arrays, 1))
     plan = Plan(graph, dict(zip(_names(graph), (a.shape for a in one), strict=True)), {}, n_threads)
-    count = int(max(1, min(_ROWS, _BYTES // max(plan.arena_bytes, 1))))
+    count = int(max(1, min(most_rows, most_bytes // max(plan.arena_bytes, 1))))
     n = len(arrays[0]) if arrays and arrays[0].ndim else 1
     spread = [a[:: max(1, n // count)] if a.ndim and len(a) == n else a for a in arrays]
     return next(stats.batches_of(graph, spread, count))
@@ -86,8 +88,15 @@ class _Ahead:
         self._values = self._run(self._graph, parting, ready, self._packed)
         made = {name for node in other.nodes for name in node.outputs}
         names = [value.name for value in other.outputs if value.name in made]
-        # A copy: constants of the other one's own may have names that a third one has too.
-        return self._run(other, names, self._inputs | self._values, dict(self._packed))
+        return self._run(other, names, self._inputs | self._values, self._packed_alike(other))
+
+    def _packed_alike(self, other):
+        """A copy of what is packed: others may have other constants of the same names."""
+        return {
+            key: packed
+            for key, packed in self._packed.items()
+            if other.constants.get(key[0]) is self._graph.constants.get(key[0])
+        }
 
     def _parting(self, other):
         """Names of what both make alike of the inputs, and nodes of the other one's own read."""
