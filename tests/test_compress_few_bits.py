@@ -281,6 +281,30 @@ class TestModels:
         nothing = refitted_scales(weight, 0 * levels, scales, gram, 16)
         np.testing.assert_array_equal(nothing, scales)
 
+    @pytest.mark.parametrize(
+        "scheme",
+        [ProductScheme(4, 6), ProductScheme(7, 8), ProductScheme(4, 4, 2),
+         CodebookScheme(3, 0, "row"), CodebookScheme(3, 20, "group"),
+         OutlierScheme(CodebookScheme(2, 0, "row"), 0.02)],
+        ids=str,
+    )  # fmt: skip
+    def test_codewords_are_fitted_to_what_a_layer_gives(self, scheme):
+        from fastvq.compress.compensation import output_error
+
+        rng = np.random.default_rng(0)
+        weight, mixed = rng.normal(size=(60, 50)).astype("f4"), rng.normal(size=(20, 50))
+        x = rng.normal(size=(300, 20)) @ mixed + rng.normal(size=(300, 50)) / 4
+        gram = x.T @ x / len(x)
+        grid = scheme.fit(weight, np.diag(gram))
+        codes = grid.nearest(0, weight)
+        before = grid.tensor(weight.shape, codes).decode()
+        grid.refit(codes, weight, gram)
+        after = grid.tensor(weight.shape, codes).decode()
+        errors = [output_error(weight, each, gram).sum() for each in (before, after)]
+        assert errors[1] < 0.98 * errors[0]
+        grid.refit(codes, weight, 0 * gram)
+        np.testing.assert_array_equal(grid.tensor(weight.shape, codes).decode(), after)
+
     def test_rounding_again_never_makes_an_output_worse(self):
         from fastvq.compress.compensation import compensated, output_error, rounded_again
 

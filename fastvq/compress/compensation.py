@@ -20,12 +20,13 @@ from scipy.linalg import lapack, solve_triangular
 from threadpoolctl import threadpool_limits
 
 __all__ = [
-    "Gram", "certain_shift", "compensated", "compensated_groups", "output_error", "refitted_scales",
-    "rounded_again",
+    "Gram", "certain_shift", "compensated", "compensated_groups", "output_error",
+    "refitted_codewords", "refitted_scales", "rounded_again",
 ]  # fmt: skip
 
 _DAMPING = 0.01  # of the mean of the diagonal: GPTQ's
 _PASSES = 2  # over the groups of a weight whose scales are fitted
+_DIRECTIONS = 12  # in which codewords are moved: more gain under a hundredth of the error
 _BLOCK = 32  # columns between two updates of all that is still to come: 128 take twice the time
 _STEPS = 127
 _LEAST = 2.0**-126  # step of an input: float32 has its inverse
@@ -244,6 +245,52 @@ def refitted_scales(weight, levels, scales, gram, size, *, damping: float = _DAM
                 scales[:, g] += step
                 pull -= (step[:, None] * part) @ gram[columns]
     return scales
+
+
+def refitted_codewords(
+    weight, codewords, spread: Callable[[np.ndarray], np.ndarray],
+    gathered: Callable[[np.ndarray], np.ndarray], gram, *, damping: float = _DAMPING,
+) -> np.ndarray:  # fmt: skip
+    """Codewords that keep a layer's outputs best, for codes that stay.
+
+    Least squares of E[((w - q) · x)²] by conjugate gradients (Hestenes and Stiefel, 1952): what
+    codes make of codewords is linear in these. No step makes the error larger.
+
+    Parameters
+    ----------
+    weight : ndarray (n, k)
+    codewords : ndarray
+        Where to begin.
+    spread : callable
+        ``spread(codewords)`` gives the weights that they stand for, (n, k).
+    gathered : callable
+        Its transpose: ``gathered(values)``, of (n, k), has for each number in the codewords the sum
+        of the values that it has a part in.
+    gram : ndarray (k, k)
+
+    Returns
+    -------
+    codewords : ndarray of float64
+
+    Notes
+    -----
+    O(n k²) for each of a dozen steps; the same bits at any number of threads.
+    """
+    codewords, k = np.array(codewords, np.float64), len(gram)
+    gram = gram + damping * np.trace(gram) / max(k, 1) * np.eye(k)
+    with threadpool_limits(1, user_api="blas"):
+        pull = gathered((np.asarray(weight, np.float64) - spread(codewords)) @ gram)
+        step, size = pull, (pull**2).sum()
+        for _ in range(_DIRECTIONS):
+            pushed = gathered(spread(step) @ gram)
+            power = (step * pushed).sum()
+            if not power > 0 or not np.isfinite(size / power):
+                break
+            codewords = codewords + size / power * step
+            pull = pull - size / power * pushed
+            before, size = size, (pull**2).sum()
+            step = pull + size / before * step
+    return codewords
 
 
 def rounded_again(

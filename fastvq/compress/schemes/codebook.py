@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fastvq import kernels
+from fastvq.compress.compensation import output_error, refitted_codewords
 from fastvq.compress.schemes.grids import Grid, Groups, ScaledGrid, inverse
 from fastvq.runtime.bits import packed_size
 from fastvq.runtime.codebook import Codebook
@@ -192,6 +193,39 @@ class _OwnGrid(Grid):
         for g, columns in self._columns(first, codes.shape[1]):
             values[:, columns] = self._codebooks[g][codes[:, columns]]
         return values
+
+    def refit(self, codes, matrix, gram, kept=None):
+        """By least squares, where codewords stay in their order and keep the outputs better."""
+        size = self._codebooks.shape[1]
+        numbers = codes.astype(np.intp) + size * self._owners(codes.shape)
+        free, matrix = np.ones(codes.shape), matrix.astype(np.float64)
+        if kept is not None:
+            places, values = kept
+            free[places] = 0
+            matrix[places] -= values
+
+        def spread(books):
+            return books.ravel()[numbers] * free
+
+        def gathered(values):
+            sums = np.bincount(numbers.ravel(), (values * free).ravel(), self._codebooks.size)
+            return sums.reshape(self._codebooks.shape)
+
+        before = self._codebooks
+        moved = refitted_codewords(matrix, before, spread, gathered, gram).astype(np.float32)
+        ordered = (np.diff(moved, axis=1) >= 0).all(axis=1)[:, None]
+        moved = np.where(ordered, moved, before)
+        errors = [output_error(matrix, spread(books), gram) for books in (before, moved)]
+        if self._scheme.per == "row":
+            self._codebooks = np.where((errors[1] < errors[0])[:, None], moved, before)
+        elif errors[1].sum() < errors[0].sum():
+            self._codebooks = moved
+
+    def _owners(self, shape):
+        """Which codebook each value has."""
+        if self._scheme.per == "row":
+            return np.arange(shape[0])[:, None]
+        return np.arange(shape[1])[None] // self._groups.size
 
     def _columns(self, first, count):
         of_column = np.arange(first, first + count) // self._groups.size

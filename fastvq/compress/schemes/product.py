@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fastvq import kernels
+from fastvq.compress.compensation import output_error, refitted_codewords
 from fastvq.compress.schemes.grids import Grid, Groups, inverse
 from fastvq.runtime.product import Product
 from fastvq.vq import VectorQuantizer
@@ -61,10 +62,16 @@ def _row_scales(matrix, weights):
     return np.sqrt(square).astype(np.float32)[:, None]
 
 
-def _cut(matrix, d):
+def _as_stored(books):
+    """Codewords as float16 has them."""
+    most = float(np.finfo(np.float16).max)
+    return np.clip(books, -most, most).astype(np.float16).astype(np.float32)
+
+
+def _cut(matrix, d, dtype=np.float32):
     """(n_rows, width) as (n_rows, n_blocks, d), zeros at the end."""
     n = -(-matrix.shape[1] // d)
-    padded = np.zeros((len(matrix), n * d), np.float32)
+    padded = np.zeros((len(matrix), n * d), dtype)
     padded[:, : matrix.shape[1]] = matrix
     return padded.reshape(len(matrix), n, d)
 
@@ -113,7 +120,7 @@ class _ProductGrid(Grid):
         self._scheme, self._weights, self._scales = scheme, weights, scales
         room = max(map(len, books))
         padded = [np.pad(book, ((0, room - len(book)), (0, 0)), mode="edge") for book in books]
-        self._books = np.array(padded, np.float16).astype(np.float32)
+        self._books = _as_stored(padded)
 
     def nearest(self, first, values):
         rest = _cut(values * inverse(self._scales), self.step)
@@ -126,10 +133,36 @@ class _ProductGrid(Grid):
         return np.stack(codes, axis=2)
 
     def values(self, first, codes):
-        found = self._books[0][codes[:, :, 0]]
+        return self._summed(self._books, codes) * self._scales
+
+    def _summed(self, books, codes):
+        """What codes stand for before rows are scaled."""
+        found = books[0][codes[:, :, 0]]
         for stage in range(1, codes.shape[2]):
-            found = found + self._books[stage][codes[:, :, stage]]
-        return found.reshape(len(codes), -1) * self._scales
+            found = found + books[stage][codes[:, :, stage]]
+        return found.reshape(len(codes), -1)
+
+    def refit(self, codes, matrix, gram, kept=None):
+        """By least squares, if codewords in float16 keep the outputs better for it."""
+        width, n_codewords = matrix.shape[1], self._books.shape[1]
+        before = self._books
+
+        def spread(books):
+            return self._summed(books, codes)[:, :width] * self._scales
+
+        def gathered(values):
+            cut = _cut(values * self._scales, self.step, np.float64)
+            return np.array([
+                [np.bincount(codes[:, :, stage].ravel(), part.ravel(), n_codewords)
+                 for part in np.moveaxis(cut, 2, 0)]
+                for stage in range(len(before))
+            ]).swapaxes(1, 2)  # fmt: skip
+
+        moved = refitted_codewords(matrix, before, spread, gathered, gram)
+        self._books = _as_stored(moved)
+        errors = [output_error(matrix, spread(b), gram).sum() for b in (before, self._books)]
+        if not errors[1] < errors[0]:
+            self._books = before
 
     def tensor(self, shape, codes, leading=1):
         return Product.of(
