@@ -3,7 +3,8 @@
 Codewords and codes are chosen to keep what a layer gives: errors weigh as much as the squares of
 what the layer reads in their column. Codewords are fitted by k-means under those weights, which
 differ from block to block: a row's block goes to the codeword with the least Σ h (x − c)², and a
-codeword moves to the weighted mean, feature by feature.
+codeword moves to the weighted mean, feature by feature. Once all blocks have their codes, least
+squares move the codewords by what a layer gives, as far as moments of its inputs are known.
 """
 
 from __future__ import annotations
