@@ -285,15 +285,15 @@ def _dense(writer, node, *, activation, alpha, beta):
 
 @_exports("CodedDense")
 def _coded_dense(writer, node, *, activation, alpha, beta):
+    if has_tables(writer.graph.constants.get(node.inputs[1])):  # decoded row by row
+        _dense(writer, node, activation=activation, alpha=alpha, beta=beta)
+        return
     x, rows, bias = (
         writer.read(node.inputs[0]),
         _Rows(writer, node.inputs[1]),
         _bias(writer, node, 2),
     )
     tensor, width = rows.tensor, rows.width
-    if has_tables(tensor):
-        _dense(writer, node, activation=activation, alpha=alpha, beta=beta)
-        return
     group, count = tensor.group or width, _rows_of(writer, node.inputs[0], width)
     q = writer.scratch("int8_t", "q", count * width)
     steps = writer.scratch("float", "steps", count * tensor.n_groups)
