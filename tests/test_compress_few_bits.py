@@ -539,6 +539,31 @@ class TestBudgets:
         ]
         np.testing.assert_array_equal(*(small.predict_proba(X) for small in found))
 
+    @pytest.mark.parametrize("bits", [4, 5])
+    def test_a_layer_with_more_inputs_than_examples(self, bits):
+        """On these examples its errors can all be made up for, on others not."""
+        rng = np.random.default_rng(0)
+        weights = {
+            "in": Raw((rng.normal(size=(768, 32)) / 6).astype("f4")),
+            "out": Raw((rng.normal(size=(24, 768)) / 28).astype("f4")),
+        }
+        nodes = [
+            Node("Dense", ("x", "in"), ("h",), {"activation": "relu"}),
+            Node("Dense", ("h", "out"), ("y",)),
+        ]
+        graph = Graph(
+            nodes, [Value("x", "float32", ("N", 32))], [Value("y", "float32", ("N", 24))], weights
+        )
+        seen, fresh = (
+            rng.normal(size=(96, 32)).astype("f4"),
+            rng.normal(size=(300, 32)).astype("f4"),
+        )
+        whole = CompressedModel(graph)
+        even = fastvq.compress(whole, seen, scheme="int4", bits=bits)
+        auto = fastvq.compress(whole, seen, scheme="auto", size_budget=even.nbytes)
+        lost = [((small(fresh) - whole(fresh)) ** 2).sum() for small in (even, auto)]
+        assert lost[1] < 1.12 * lost[0]
+
     def test_what_the_next_kilobyte_would_buy(self, digits):
         model, X, _ = digits
         few, many = (

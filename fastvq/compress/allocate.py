@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["Candidate", "Choice", "allocated", "worthwhile"]
+__all__ = ["Candidate", "Choice", "allocated"]
 
 _PARTS = 4096  # of the bytes above the least, that combinations are counted in
 
@@ -63,7 +63,7 @@ def allocated(candidates: Mapping[str, Sequence[Candidate]], budget: int) -> Cho
     >>> {name: candidate.scheme for name, candidate in choice.chosen.items()}
     {'a': 'many', 'b': 'few'}
     """
-    hulls = {name: worthwhile(some) for name, some in candidates.items()}
+    hulls = {name: _hull(some) for name, some in candidates.items()}
     chosen = {name: hull[0] for name, hull in hulls.items()}
     left = budget - sum(candidate.nbytes for candidate in chosen.values())
     if left < 0:
@@ -121,7 +121,7 @@ def _combined(candidates, budget):
     return {name: chosen[name] for name in candidates}
 
 
-def worthwhile(candidates):
+def _hull(candidates):
     """Those of some candidates that are the cheapest at some price, smallest first."""
     hull: list[Candidate] = []
     for candidate in sorted(candidates, key=lambda c: (c.nbytes, c.damage)):

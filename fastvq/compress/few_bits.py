@@ -124,8 +124,8 @@ class WeightQuantizer(Quantizer):
     stay as they are.
 
     "auto" stores one weight after the other in 3 bits and looks at what that does to the outputs;
-    other candidates are taken to do damage in the ratio of the errors that they bring to what the
-    layer gives, which are measured on a sample of the weight's rows. Deterministic.
+    other candidates are taken to do damage in the ratio of their squared errors, which are measured
+    on a sample of the weight's rows. Deterministic.
 
     Examples
     --------

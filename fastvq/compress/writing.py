@@ -101,23 +101,12 @@ class Writing:
         return self._tensors[name, scheme]
 
     def _made(self, weight, scheme):
-        tensor = self._coded(weight, scheme)
-        return tensor if tensor.nbytes < weight.values.nbytes else Raw(weight.values)
-
-    def _coded(self, weight, scheme):
         importance, gram = self.counts.get(weight.name), self._grams.get(weight.name)
         if gram is not None and hasattr(scheme, "fit"):
-            return made_up_for(weight, scheme, importance, gram)
-        return encoded(scheme, weight.values, importance=importance, leading=weight.leading)
-
-    def output_error(self, name, matrix, scheme) -> float:
-        """E[((w - q) · x)²] of some rows of a weight, written as the whole one is."""
-        rows, gram = self.weights[name]._replace(values=matrix, leading=1), self._grams.get(name)
-        rounded = self._coded(rows, scheme).decode()
-        if gram is not None:
-            return float(output_error(matrix, rounded, gram).sum())
-        error = (rounded.astype(np.float64) - matrix) ** 2
-        return float((error * self.counts.get(name, 1.0)).sum())
+            tensor = made_up_for(weight, scheme, importance, gram)
+        else:
+            tensor = encoded(scheme, weight.values, importance=importance, leading=weight.leading)
+        return tensor if tensor.nbytes < weight.values.nbytes else Raw(weight.values)
 
     def model(self, schemes, corrected=True) -> CompressedModel:
         """The model with every weight in its scheme; its size does not depend on `corrected`."""
