@@ -83,9 +83,9 @@ class WeightQuantizer(Quantizer):
         "float": layers compute with the decoded weights in float32. "dynamic": dense layers turn
         their rows into bytes as they come and multiply whole numbers, with weights that are looked
         up in registers; for "int4" and for "codebook" per tensor. Those of "product" up to 8 bits
-        stay floats, and where that is faster, for few rows and large weights, they are sums of
-        products of the row's blocks with all codewords. LSTM and GRU do so with rows of
-        bytes that are made of their weights when the model starts; for any scheme.
+        stay floats; large ones, where that is faster for single rows, are sums of products of the
+        row's blocks with all codewords. LSTM and GRU multiply whole numbers with rows of bytes that
+        are made of their weights when the model starts; for any scheme.
     compensate : bool
         Make up for the rounding of one input by the rounding of the next (GPTQ; needs X), and fit
         scales to what a layer gives.
