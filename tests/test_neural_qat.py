@@ -105,6 +105,24 @@ def test_gradient_of_a_learnt_scale(channels):
     torch.testing.assert_close(v.grad, upstream * inside)
 
 
+@pytest.mark.parametrize("layer", [nn.Linear(9, 5), nn.Conv2d(3, 4, 3, padding=1, bias=False)])
+@pytest.mark.parametrize("bits", [2, 8])
+def test_the_first_layer_learns_the_scale_of_its_input_as_others_do(layer, bits):
+    torch.manual_seed(0)
+    x = torch.randn(6, *((9,) if isinstance(layer, nn.Linear) else (3, 8, 7)))
+    first = prepare_qat(layer, QATSpec(bits, bits))
+    later = copy.deepcopy(first)
+    outputs = [first(x), later(x.clone().requires_grad_())]
+    torch.testing.assert_close(*outputs, rtol=0, atol=0)
+    wanted = torch.randn_like(outputs[0])
+    gradients = [
+        torch.autograd.grad(output, list(network.parameters()), wanted)
+        for output, network in zip(outputs, (first, later), strict=True)
+    ]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
+    assert all(bool((g != 0).any()) for g in gradients[0])
+
+
 def test_gradient_of_a_learnt_clip():
     grid = FakeQuantize(4, "pact")
     grid(torch.tensor([2.0]))

@@ -151,6 +151,11 @@ class FakeQuantize(nn.Module):
         return int(self._zero_point)
 
     @property
+    def learns_scale(self):
+        """Whether autograd wants the gradient of LSQ's scale."""
+        return self.method == "lsq" and self.ratio.requires_grad and torch.is_grad_enabled()
+
+    @property
     def scale(self):
         """The scale as it is; of weights that follow extremes, as of the latest forward."""
         if self.method == "lsq":
@@ -178,12 +183,29 @@ class FakeQuantize(nn.Module):
         if self.method == "pact":
             clipped = torch.minimum(v.relu(), self._learnt(1.0))
             return clipped + (self._grid(v.detach()) - clipped).detach()
-        scale = self.scale_for(v)
-        if self.method == "lsq":
-            count = v.numel() / self.n_scales
-            scale = self._learnt(1 / math.sqrt(count * max(1, self.most)))
-        scale = self._shaped(scale, v)
-        return _OnGrid.apply(v, scale, self.least - self.zero_point, self.most - self.zero_point)
+        return _OnGrid.apply(v, self._scale_that_learns(v), *self._clipping())
+
+    def with_slopes(self, v):
+        """`v` on the grid, and the gradient that its learnt scale has from each number of it.
+
+        Neither is known to autograd. The third is the scale, which is.
+        """
+        if not self.started:
+            self._watch(v)
+        with torch.no_grad():
+            whole, _, slopes = _rounded(v, self.scale, *self._clipping())
+            on_grid = whole * self.scale
+        return on_grid, slopes, self._scale_that_learns(v)
+
+    def _scale_that_learns(self, v):
+        """The scale, in the shape of what multiplies `v`, and with LSQ's gradient if it learns."""
+        if self.method != "lsq":
+            return self._shaped(self.scale_for(v), v)
+        count = v.numel() / self.n_scales
+        return self._shaped(self._learnt(1 / math.sqrt(count * max(1, self.most))), v)
+
+    def _clipping(self):
+        return self.least - self.zero_point, self.most - self.zero_point
 
     def _learnt(self, share=1.0):
         """What learns; plain gradient descent moves it by `share` times its own gradient."""
@@ -274,12 +296,19 @@ class QuantizedLayer(nn.Module):
         self.input_grid = FakeQuantize(spec.activation_bits, method)
 
     def forward(self, x):
-        x, weight = self.input_grid(x), self.weight_grid(self.layer.weight)
-        bias = self.layer.bias
+        weight, bias = self.weight_grid(self.layer.weight), self.layer.bias
+        # Of the first layer's input the scale alone learns.
+        by_slopes = not x.requires_grad and self.input_grid.learns_scale
+        x, *of_scale = self.input_grid.with_slopes(x) if by_slopes else (self.input_grid(x),)
         if bias is not None:  # a whole number of the products' unit: coarse, where bits are few
             on_grid = (self.bias_codes() * self.worth()).to(bias.dtype)
             bias = bias + (on_grid - bias).detach()
-        return self.apply(x, weight, bias)
+        y = self.apply(x, weight, bias)
+        if by_slopes:
+            # dy/ds = product(slopes): forward costs less than the gradient of all numbers of x
+            slopes, scale = of_scale
+            y = y + (scale - scale.detach()) * self.apply(slopes, weight.detach(), None)
+        return y
 
     def worth(self):
         """What one of a sum of products of codes stands for: float64, (channels,) or (1,)."""
@@ -472,28 +501,37 @@ def _followed_by_norms(model):
     ]
 
 
+def _rounded(v, scale, low, high):
+    """v/s in whole numbers, where nothing is clipped, and the gradients in s of s times them.
+
+    These are rne(v/s) − v/s inside, and the bound itself outside (LSQ, equation 3).
+    """
+    ratio = v / scale
+    whole = ratio.round().clamp_(low, high)
+    inside = (ratio >= low) & (ratio <= high)
+    return whole, inside, torch.where(inside, whole - ratio, whole)
+
+
 class _OnGrid(Function):
     """v on the grid of whole multiples of a scale from `low` to `high`.
 
-    The gradient passes to v where nothing is clipped; that of the scale is the sum of those of its
-    numbers, rne(v/s) − v/s inside, and the bound itself outside (LSQ, equation 3).
+    The gradient passes to v where nothing is clipped; that of the scale is the sum over its
+    numbers.
     """
 
     @staticmethod
     def forward(ctx, v, scale, low, high):
-        ratio = v / scale
-        whole = ratio.round().clamp_(low, high)
-        inside = (ratio >= low) & (ratio <= high)
-        ctx.save_for_backward(inside, torch.where(inside, whole - ratio, whole))
+        whole, inside, slopes = _rounded(v, scale, low, high)
+        ctx.save_for_backward(inside, slopes)
         ctx.shape = scale.shape
         return whole * scale
 
     @staticmethod
     def backward(ctx, gradient):
-        inside, slope = ctx.saved_tensors
+        inside, slopes = ctx.saved_tensors
         of_scale = None
         if ctx.needs_input_grad[1]:
-            of_scale = (gradient * slope).sum_to_size(ctx.shape)
+            of_scale = (gradient * slopes).sum_to_size(ctx.shape)
         return gradient * inside, of_scale, None, None
 
 
