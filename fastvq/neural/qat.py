@@ -307,7 +307,7 @@ class QuantizedLayer(nn.Module):
         if by_slopes:
             # dy/ds = product(slopes): forward costs less than the gradient of all numbers of x
             slopes, scale = of_scale
-            y = y + (scale - scale.detach()) * self.apply(slopes, weight.detach(), None)
+            y = _WithScale.apply(y, scale, self.apply(slopes, weight.detach(), None))
         return y
 
     def worth(self):
@@ -524,7 +524,8 @@ class _OnGrid(Function):
         whole, inside, slopes = _rounded(v, scale, low, high)
         ctx.save_for_backward(inside, slopes)
         ctx.shape = scale.shape
-        return whole * scale
+        # With the strides of v: a convolution's kernels tell it by them whether channels are last.
+        return torch.mul(whole, scale, out=torch.empty_like(v))
 
     @staticmethod
     def backward(ctx, gradient):
@@ -533,6 +534,20 @@ class _OnGrid(Function):
         if ctx.needs_input_grad[1]:
             of_scale = (gradient * slopes).sum_to_size(ctx.shape)
         return gradient * inside, of_scale, None, None
+
+
+class _WithScale(Function):
+    """y, which also depends on a scale, with these derivatives."""
+
+    @staticmethod
+    def forward(ctx, y, scale, derivatives):
+        ctx.save_for_backward(derivatives)
+        ctx.shape = scale.shape
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient, (gradient * ctx.saved_tensors[0]).sum_to_size(ctx.shape), None
 
 
 class _ScaledGradient(Function):
