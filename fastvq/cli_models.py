@@ -15,9 +15,9 @@ _SHOWN = 10  # rows of an output
 # Settings of compress, by scheme.
 _SETTINGS = {
     "int8": ("activations", "calibration", "max_drop", "size_budget", "keep"),
-    "auto": ("max_drop", "size_budget", "keep"),
-    "sign": ("group", "keep"),
-    **dict.fromkeys(("int4", "codebook", "product"), ("bits", "group", "keep")),
+    "auto": ("coder", "max_drop", "size_budget", "keep"),
+    "sign": ("group", "coder", "keep"),
+    **dict.fromkeys(("int4", "codebook", "product"), ("bits", "group", "coder", "keep")),
 }
 
 
@@ -61,6 +61,11 @@ def _add_compress(add):
     command.add_argument("--bits", type=int, help="int4, codebook, product: bits of a code")
     command.add_argument(
         "--group", type=int, help="int4, codebook: inputs that share a scale; product: of a block"
+    )
+    command.add_argument(
+        "--coder",
+        choices=["raw", "rans"],
+        help="how the file holds codes; rans: entropy coded, in fewer bytes (raw)",
     )
     command.add_argument(
         "--size-budget", type=int, metavar="BYTES", help="auto, int8: the most that the file takes"

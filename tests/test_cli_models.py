@@ -171,6 +171,7 @@ def test_compress_to_few_bits(tmp_path, capsys):
         ["--scheme", "int4", "--group", "32"],
         ["--scheme", "codebook", "--bits", "3"],
         ["--scheme", "auto", "--size-budget", "4000"],
+        ["--scheme", "auto", "--size-budget", "4000", "--coder", "rans"],
     ):
         assert main([*command, *settings]) == 0, capsys.readouterr()
         sizes.append((tmp_path / "s.fvq").stat().st_size)

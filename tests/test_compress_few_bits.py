@@ -204,6 +204,9 @@ class TestModels:
             {"scheme": "codebook", "activations": "dynamic", "group": 32},
             {"scheme": "int4", "bits": 3, "outliers": 0.01},
             {"scheme": "codebook", "bits": 3, "outliers": 0.02, "activations": "dynamic"},
+            {"scheme": "int4", "coder": "rans"},
+            {"scheme": "auto", "coder": "rans", "size_budget": 17_000},
+            {"scheme": "auto", "coder": "rans", "size_budget": 17_000, "activations": "dynamic"},
         ],
     )  # fmt: skip
     def test_digits(self, digits, settings_, tmp_path):
@@ -311,9 +314,11 @@ class TestModels:
         rng = np.random.default_rng(0)
         weight, x = rng.normal(size=(20, 70)), rng.normal(size=(300, 9)) @ rng.normal(size=(9, 70))
         gram = x.T @ x / len(x)
-        damped = gram + 0.01 * np.trace(gram) / 70 * np.eye(70)
-        rounded = compensated(weight, gram, lambda values, columns: np.rint(values))
-        again = rounded_again(weight, rounded, gram, lambda values, column: np.rint(values))
+        damped, damping = gram + 0.01 * np.trace(gram) / 70 * np.eye(70), {"damping": 0.01}
+        rounded = compensated(weight, gram, lambda values, columns: np.rint(values), **damping)
+        again = rounded_again(
+            weight, rounded, gram, lambda values, column: np.rint(values), **damping
+        )
         before, after = (output_error(weight, each, damped) for each in (rounded, again))
         assert (after <= before * (1 + 1e-12)).all() and after.sum() < 0.97 * before.sum()
         nothing = rounded_again(weight, rounded, 0 * gram, lambda values, column: 0 * values)
@@ -477,7 +482,7 @@ class TestModels:
             ({"scheme": "auto", "size_budget": 10}, "smallest file"),
             ({"scheme": "auto", "size_budget": 10, "max_drop": 0.1}, "either"),
             ({"scheme": "auto", "max_drop": 1.5}, "max_drop"), ({"outliers": 1}, "outliers"),
-            ({"scheme": "sign", "outliers": 0.1}, "not sign"),
+            ({"scheme": "sign", "outliers": 0.1}, "not sign"), ({"coder": "huffman"}, "coder"),
         ],
     )  # fmt: skip
     def test_bad_settings(self, settings_, said):
@@ -530,6 +535,28 @@ class TestBudgets:
         data = (X[:300], y[:300]) if with_rows else ()
         small = fastvq.compress(model, *data, scheme="auto", size_budget=budget)
         assert 0.97 * budget <= small.nbytes <= budget
+
+    @pytest.mark.parametrize(
+        ("share", "with_rows"), [(0.06, True), (0.2, True), (0.2, False), (0.3, True)]
+    )
+    def test_kept_and_used_by_entropy_coded_weights(self, digits, share, with_rows, tmp_path):
+        model, X, y = digits
+        budget = int(fastvq.compress(model).nbytes * share)
+        data = (X[:300], y[:300]) if with_rows else ()
+        small = fastvq.compress(model, *data, scheme="auto", coder="rans", size_budget=budget)
+        small.save(tmp_path / "small.fvq")
+        assert 0.97 * budget <= (tmp_path / "small.fvq").stat().st_size <= budget
+
+    def test_entropy_coded_weights_do_less_damage(self, digits):
+        model, X, _ = digits
+        whole = fastvq.compress(model)
+        wanted, found = whole.predict_proba(X), {}
+        for coder in ("raw", "rans"):
+            small = fastvq.compress(
+                model, X[:300], scheme="auto", coder=coder, size_budget=whole.nbytes // 8
+            )
+            found[coder] = ((small.predict_proba(X) - wanted) ** 2).mean()
+        assert found["rans"] < 0.7 * found["raw"]
 
     def test_the_same_every_time(self, digits):
         model, X, _ = digits

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fastvq import entropy
 from fastvq.runtime.bits import pack, packed_size, unpack
 from fastvq.runtime.codebook import Codebook
 from fastvq.runtime.coded import float16_scales
@@ -320,3 +321,79 @@ class TestPatched:
         for attributes in ({}, {"encoding": "patched", "of": {}}, {"encoding": 5, "of": {}}):
             with pytest.raises(ValueError, match="patched values"):
                 Patched.from_parts(good.parts(), attributes)
+
+
+def skewed(rng, shape, n_levels):
+    """Codes of which those in the middle are likely."""
+    return np.clip(np.rint(rng.normal(n_levels / 2, n_levels / 12, shape)), 0, n_levels - 1)
+
+
+def entropy_coded(rng, shape=(40, 50), bits=6):
+    codes = skewed(rng, shape, 1 << bits).astype(int)
+    scales = rng.uniform(size=(shape[0], 1)).astype("f2")
+    return Grouped.of(codes, scales, bits=bits), codes
+
+
+class TestEntropyCoded:
+    @FEW
+    @given(SHAPES, st.integers(1, 8), SEEDS)
+    def test_values(self, shape, bits, seed):
+        tensor, _ = entropy_coded(np.random.default_rng(seed), shape, bits)
+        assert_decodes(tensor.with_coder("rans"), tensor.decode())
+
+    @pytest.mark.parametrize("kind", ["grouped", "codebook", "product", "patched"])
+    def test_fewer_bytes_and_the_same_values(self, kind):
+        rng = np.random.default_rng(0)
+        tensor, codes = entropy_coded(rng)
+        if kind == "codebook":
+            tensor = Codebook.of(codes, rng.normal(size=(1, 64)).astype("f4"))
+        if kind == "product":
+            words = rng.normal(size=(1, 64, 4)).astype("f4")
+            tensor = Product.of((40, 200), codes[:, :, None], words)
+        if kind == "patched":
+            tensor = Patched.of(tensor, [3, 77], np.float16([40, -50]))
+        small = tensor.with_coder("rans")
+        assert small.coder == "rans" and small.nbytes < 0.9 * tensor.nbytes
+        assert small.with_coder("raw").nbytes == tensor.nbytes
+        assert_decodes(small, tensor.decode())
+
+    @pytest.mark.parametrize("n_levels", [1, 64])
+    def test_never_more_bytes(self, n_levels):
+        """Nor so few that a file could stand for anything."""
+        codes = np.random.default_rng(0).integers(0, n_levels, (300, 100))
+        tensor = Grouped.of(codes, np.ones((300, 1), "f2"), bits=6).with_coder("rans")
+        assert tensor.coder == "raw"
+
+    @pytest.mark.parametrize(
+        ("change", "said"),
+        [
+            ({"coder": "huffman"}, "coder"),
+            ({"coder": "rans", "bits": 5}, "0 to 31"),
+            ({"coder": "rans", "bits": "6"}, "bits"),
+            ({"coder": "rans", "shape": [40, 51]}, "codes must be"),
+            ({"coder": "rans", "shape": [1 << 40, 50]}, "codes must be"),
+            ({"coder": None}, "coder"),
+        ],
+    )
+    def test_what_does_not_fit_together(self, change, said):
+        small = entropy_coded(np.random.default_rng(0))[0].with_coder("rans")
+        with pytest.raises(ValueError, match=said):
+            Grouped.from_parts(small.parts(), {**small.attributes(), **change})
+
+    def test_damaged_bytes(self):
+        small = entropy_coded(np.random.default_rng(0))[0].with_coder("rans")
+        parts, attributes = small.parts(), small.attributes()
+        for codes in (
+            parts["codes"][:-5], parts["codes"][::-1].copy(), parts["codes"][None],
+            parts["codes"].view("i1"), np.empty(0, np.uint8),
+        ):  # fmt: skip
+            with pytest.raises(ValueError):
+                Grouped.from_parts({**parts, "codes": codes}, attributes)
+
+    def test_a_few_bytes_that_stand_for_billions_of_codes(self):
+        constant = np.frombuffer(entropy.encode(np.zeros(1 << 24, np.uint8)), np.uint8)
+        parts = {"codes": constant, "scales": np.ones((1 << 12, 1), "f2")}
+        attributes = {"shape": [1 << 12, 1 << 12], "bits": 4, "group": 0, "exponent": 0,
+                      "leading": 1, "coder": "rans"}  # fmt: skip
+        with pytest.raises(ValueError, match="max_codes"):
+            Grouped.from_parts(parts, attributes)

@@ -10,10 +10,10 @@ from bench.training.qat import EPOCHS, RATE, ROWS, lenet
 TITLE = "Pruning: accuracy, percent"
 
 SPARSITY = 0.9
-MORE_EPOCHS = 6
-# After six epochs at 3e-3, 90.52 % of 10,000 training pictures that they were not trained on are
-# right of what is pruned and 90.98 of floats; at 6e-3 90.81 and 91.05.
-FINE_RATE = 6e-3
+# What is pruned goes on to learn when floats have done so: of 10,000 training pictures that they
+# were not trained on they lose 0.46 points after six epochs at 3e-3, 0.43 after twelve.
+MORE_EPOCHS = 12
+FINE_RATE = 3e-3
 
 TARGETS = [
     Target("points lost by 90 % zeros", loses("pruned", "float"), 0.5),

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fastvq import entropy
 from fastvq.compress import sensitivity
 from fastvq.compress.allocate import Candidate, Choice, allocated
 from fastvq.compress.examples import outputs_of
@@ -15,6 +16,7 @@ from fastvq.compress.schemes.codebook import CodebookScheme
 from fastvq.compress.schemes.grids import encoded, matrix_of
 from fastvq.compress.schemes.grouped import GroupedScheme
 from fastvq.compress.schemes.outliers import OutlierScheme
+from fastvq.compress.schemes.stepped import SteppedScheme
 from fastvq.compress.weights import replaced
 from fastvq.compress.writing import noise
 from fastvq.runtime.encoding import Raw
@@ -23,9 +25,10 @@ __all__ = ["Allocation", "fewest_bytes", "schemes_of"]
 
 # What there is to choose from.
 _GROUPS = (0, 128, 64, 48, 32, 24)
+_TOWARDS_FLOAT16 = tuple(GroupedScheme(8, group) for group in (16, 8, 4))
 _CANDIDATES = (
     *(GroupedScheme(bits, group) for bits in range(2, 9) for group in _GROUPS),
-    *(GroupedScheme(8, group) for group in (16, 8, 4)),  # towards float16
+    *_TOWARDS_FLOAT16,
     *(CodebookScheme(bits, group) for bits in (2, 3, 4) for group in (0, 128, 64, 32)),
     *(
         OutlierScheme(GroupedScheme(bits, group), share)
@@ -34,6 +37,9 @@ _CANDIDATES = (
         for share in (0.005, 0.02)
     ),
 )
+# Where files hold codes entropy coded: of a third of a bit to 7 bits, and then as above.
+_STEPPED = (*(SteppedScheme(2 ** (-k / 4)) for k in range(-8, 20)), *_TOWARDS_FLOAT16)
+_TABLE_BYTES = 64  # of entropy coded codes: about what the frequencies take
 _PROBE = GroupedScheme(3, 64)  # what a weight is stored in while its layer's damage is measured
 _PROBED = 64  # examples on which that is measured, fewer where their values take more bytes:
 _PROBED_BYTES = 1 << 28
@@ -168,14 +174,13 @@ class Allocation:
         of their squared errors."""
         weight, importance = self._writing.weights[name], self._writing.counts.get(name)
         part, share = _sampled(weight)
-        probe = _error(part, _PROBE, importance)
+        probe = _error(part, *_coded(part, _PROBE, importance), importance)
         unit = damage / probe if probe else 0.0
+        schemes = _STEPPED if self._writing.coder == "rans" else _CANDIDATES
         found = [
-            Candidate(
-                s, s.nbytes(len(part) * share, part.shape[1]), unit * _error(part, s, importance)
-            )
-            for s in _CANDIDATES
-            if not s.group or s.group < part.shape[1]
+            _candidate(scheme, part, share, importance, unit)
+            for scheme in schemes
+            if not scheme.group or scheme.group < part.shape[1]
         ]
         return [*found, Candidate(_Half(), 2 * weight.values.size, 0.0)]
 
@@ -235,7 +240,21 @@ def _sampled(weight):
     return matrix[np.arange(n) * len(matrix) // n], len(matrix) / n
 
 
-def _error(matrix, scheme, importance):
+def _candidate(scheme, part, share, importance, unit):
+    """A scheme for a weight of which `part` is a share of the rows."""
+    grid, codes = _coded(part, scheme, importance)
+    nbytes = scheme.nbytes(len(part) * share, part.shape[1])
+    if isinstance(scheme, SteppedScheme):
+        bits = entropy.entropy(codes.reshape(-1))
+        nbytes += math.ceil(bits / 8 * codes.size * share) + _TABLE_BYTES
+    return Candidate(scheme, nbytes, unit * _error(part, grid, codes, importance))
+
+
+def _coded(matrix, scheme, importance):
     grid = scheme.fit(matrix, importance)
-    error = (grid.values(0, grid.nearest(0, matrix)) - matrix.astype(np.float64)) ** 2
+    return grid, grid.nearest(0, matrix)
+
+
+def _error(matrix, grid, codes, importance):
+    error = (grid.values(0, codes) - matrix.astype(np.float64)) ** 2
     return float((error if importance is None else error * importance).sum())

@@ -24,7 +24,10 @@ __all__ = [
     "refitted_codewords", "refitted_scales", "rounded_again",
 ]  # fmt: skip
 
-_DAMPING = 0.01  # of the mean of the diagonal: GPTQ's
+# Of the mean of the diagonal. GPTQ has 0.01, which believes examples more than they are worth:
+# MobileNetV2 at 4.25 bits has 14.1 dB by it on photographs of another kind, 14.3 by 0.1, 14.5 by
+# 0.3; MiniLM in 14 MB a cosine of 0.99843, 0.99840 and 0.99836.
+_DAMPING = 0.1
 _PASSES = 2  # over the groups of a weight whose scales are fitted
 _DIRECTIONS = 12  # in which codewords are moved: more gain under a hundredth of the error
 _BLOCK = 32  # columns between two updates of all that is still to come: 128 take twice the time

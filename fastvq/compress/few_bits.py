@@ -22,6 +22,7 @@ from fastvq.compress.schemes.sign import SignScheme
 from fastvq.compress.scores import judge_of, latencies, scores, told, weight_bytes
 from fastvq.compress.writing import Writing
 from fastvq.runtime import CompressedModel, Graph
+from fastvq.runtime.coded import CODERS
 from fastvq.runtime.encoding import Raw
 
 __all__ = ["Quantizer", "WeightQuantizer"]
@@ -79,6 +80,12 @@ class WeightQuantizer(Quantizer):
         "int4" and "codebook": the share of the values, those that lie farthest out in their
         groups, that are kept as they are beside the codes; each takes 32 bits. Layers of such
         weights compute in float32.
+    coder : {"raw", "rans"}
+        How the file holds codes: with a fixed number of bits, or entropy coded, in fewer bytes and
+        never more. That makes the file smaller, by a twentieth for "int4"; in memory a model takes
+        what it takes with "raw". "auto" then chooses from levels without end, whose codes take
+        what they are worth: 2 to 3 dB more in as many bytes. Such weights run as those of 4 to 8
+        bits do, and to load them takes about a second for 200 million.
     activations : {"float", "dynamic"}
         "float": layers compute with the decoded weights in float32. "dynamic": dense layers turn
         their rows into bytes as they come and multiply whole numbers, with weights that are looked
@@ -147,6 +154,7 @@ class WeightQuantizer(Quantizer):
         per="tensor",
         stages=1,
         outliers=0.0,
+        coder="raw",
         activations="float",
         compensate=True,
         bias_correction=True,
@@ -164,6 +172,7 @@ class WeightQuantizer(Quantizer):
         self.per = per
         self.stages = stages
         self.outliers = outliers
+        self.coder = coder
         self.activations = activations
         self.compensate = compensate
         self.bias_correction = bias_correction
@@ -321,6 +330,8 @@ class WeightQuantizer(Quantizer):
                 raise ValueError(f"scheme must be one of {allowed}, got {scheme!r}")
             if scheme != "auto":
                 self._scheme(scheme)
+        if self.coder not in CODERS:
+            raise ValueError(f"coder must be one of {', '.join(CODERS)}, got {self.coder!r}")
         if self.activations not in ("float", "dynamic"):
             raise ValueError(f"activations must be float or dynamic, got {self.activations!r}")
         if self.score is not None and not callable(self.score):

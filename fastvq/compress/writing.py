@@ -39,6 +39,7 @@ class Writing:
 
     def __init__(self, settings, graph, metadata, arrays):
         self._settings, self._metadata, self.arrays = settings, metadata, arrays
+        self.coder = settings.coder
         self.graph = passes.prepared(graph)
         self.threads = _threads.effective(settings.n_threads)
         smallest = FEWEST if settings.scheme == "auto" else SMALLEST
@@ -106,6 +107,7 @@ class Writing:
             tensor = made_up_for(weight, scheme, importance, gram)
         else:
             tensor = encoded(scheme, weight.values, importance=importance, leading=weight.leading)
+        tensor = tensor.with_coder(self.coder)
         return tensor if tensor.nbytes < weight.values.nbytes else Raw(weight.values)
 
     def model(self, schemes, corrected=True) -> CompressedModel:

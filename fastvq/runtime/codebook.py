@@ -74,7 +74,7 @@ class Codebook(Coded):
         return cls.of(codes.reshape(values.shape), found.view(values.dtype)[None])
 
     @property
-    def scheme(self):
+    def _form(self):
         per = "" if self.per == "tensor" else f" per {self.per}"
         group = f", groups of {self.group}" if self.group else ""
         return f"codebook {self.bits} bit{per}{group}"

@@ -3,22 +3,31 @@
 A tensor is taken as a matrix: its first `leading` axes, mostly one, count the rows, in which a
 layer's weights for one output lie in the order of its inputs. Columns may stand in groups of
 `group` each, the last of which may have fewer; 0 is one group of all.
+
+A file may hold the codes entropy coded (`fastvq.entropy`); in memory they are packed, a fixed
+number of bits each, as kernels read them.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
+from functools import cached_property
 
 import numpy as np
 
+from fastvq import entropy
 from fastvq.runtime.bits import pack, packed_size, unpack
 from fastvq.runtime.encoding import EncodedTensor, _forget_pages
 
-__all__ = ["Coded", "float16_scales"]
+__all__ = ["CODERS", "Coded", "float16_scales"]
+
+CODERS = ("raw", "rans")
 
 _MOST_VALUES = 1 << 56  # as files have it
 _LARGEST_EXPONENT = 126
+_MOST_CODES = 64  # for each byte of entropy coded ones: no small file may grow into a large one
 
 
 class Coded(EncodedTensor):
@@ -36,6 +45,7 @@ class Coded(EncodedTensor):
     exponent : int
         Scales stand for scales · 2**exponent: so that any fit into float16.
     leading : int
+    coder : {"raw", "rans"}
     """
 
     dtype = np.dtype(np.float32)
@@ -45,15 +55,26 @@ class Coded(EncodedTensor):
     _part_names: tuple[str, ...] = ("codes", "scales")
     _optional_parts: tuple[str, ...] = ("scales",)
 
-    def __init__(self, shape, codes, *, bits, group=0, scales=None, exponent=0, leading=1):
+    def __init__(
+        self, shape, codes, *, bits, group=0, scales=None, exponent=0, leading=1, coder="raw"
+    ):
         self.shape, self.bits, self.group, self.leading = tuple(shape), bits, group, leading
-        self.codes = codes
+        self.codes, self.coder = codes, coder
         self.scales, self.exponent = scales, exponent
         self._check_form()
         self._check_codes()
         self._check_scales()
 
     # ---- what is stored ------------------------------------------------------------------------
+
+    @property
+    def scheme(self):
+        return f"{self._form}{', entropy coded' if self.coder == 'rans' else ''}"
+
+    @property
+    def _form(self) -> str:
+        """What codes stand for."""
+        raise NotImplementedError
 
     @property
     def n_rows(self) -> int:
@@ -74,11 +95,14 @@ class Coded(EncodedTensor):
 
     def parts(self):
         found = {name: getattr(self, name) for name in self._part_names}
+        if self.coder == "rans":
+            found["codes"] = self._entropy_coded
         return {name: part for name, part in found.items() if part is not None}
 
     def attributes(self):
         names = ("bits", "group", "exponent", "leading", *self._own_attributes)
-        return {"shape": [*self.shape], **{name: getattr(self, name) for name in names}}
+        found = {"shape": [*self.shape], **{name: getattr(self, name) for name in names}}
+        return found if self.coder == "raw" else {**found, "coder": self.coder}
 
     @classmethod
     def from_parts(cls, parts, attributes):
@@ -86,11 +110,28 @@ class Coded(EncodedTensor):
         if not needed <= set(parts) <= set(cls._part_names):
             raise ValueError(f"{cls.kind} values have other parts than {sorted(parts)}")
         wanted = {"shape", "bits", "group", "exponent", "leading", *cls._own_attributes}
-        if not isinstance(attributes, Mapping) or set(attributes) != wanted:
+        if not isinstance(attributes, Mapping) or set(attributes) - {"coder"} != wanted:
             raise ValueError(f"{cls.kind} values have the attributes {', '.join(sorted(wanted))}")
         if not isinstance(attributes["shape"], list):
             raise ValueError(f"shape must be a list, got {attributes['shape']!r:.80}")
+        if attributes.get("coder", "raw") != "raw":
+            parts = {**parts, "codes": _unpacked(parts["codes"], attributes)}
         return cls(**{**attributes, **parts})
+
+    def with_coder(self, coder):
+        found = copy.copy(self)
+        found.coder = coder
+        if coder == "rans":
+            vars(found).pop("_entropy_coded", None)
+            count, stored = self.n_rows * self.codes_per_row, found._entropy_coded.nbytes
+            if not count / _MOST_CODES <= stored < self.codes.nbytes:
+                found.coder = "raw"
+        return found
+
+    @cached_property
+    def _entropy_coded(self):
+        codes = unpack(self.codes, self.bits, 0, self.n_rows * self.codes_per_row)
+        return np.frombuffer(entropy.encode(codes), np.uint8)
 
     # ---- what it stands for --------------------------------------------------------------------
 
@@ -144,8 +185,9 @@ class Coded(EncodedTensor):
             raise ValueError(f"shape {shape!r:.80} is absurd")
         if type(self.leading) is not int or not 1 <= self.leading <= len(shape):
             raise ValueError(f"leading must be 1 to {len(shape)}, got {self.leading!r:.20}")
-        if type(self.bits) is not int or not 1 <= self.bits <= 16:
-            raise ValueError(f"bits must be 1 to 16, got {self.bits!r:.20}")
+        _check_bits(self.bits)
+        if self.coder not in CODERS:
+            raise ValueError(f"coder must be one of {', '.join(CODERS)}, got {self.coder!r:.20}")
         if type(self.group) is not int or not 0 <= self.group < _MOST_VALUES:
             raise ValueError(f"group must be a number of columns, or 0, got {self.group!r:.20}")
         exponent = self.exponent
@@ -182,6 +224,20 @@ class Coded(EncodedTensor):
             codes = self.row_codes(first, min(first + step, self.n_rows))
             if codes.size and codes.max() >= most:
                 raise ValueError(f"codes must be below {most}, got {codes.max()}")
+
+
+def _unpacked(stored, attributes):
+    """Packed codes of entropy coded ones, which a file cannot make absurdly many of."""
+    _check_bits(attributes["bits"])
+    if stored.dtype != np.uint8 or stored.ndim != 1:
+        raise ValueError("entropy coded codes must be bytes")
+    codes = entropy.decode(memoryview(stored), max_codes=_MOST_CODES * stored.nbytes)
+    return pack(codes, attributes["bits"])
+
+
+def _check_bits(bits):
+    if type(bits) is not int or not 1 <= bits <= 16:
+        raise ValueError(f"bits must be 1 to 16, got {bits!r:.20}")
 
 
 def float16_scales(scales) -> tuple[np.ndarray, int]:

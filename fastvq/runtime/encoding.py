@@ -22,11 +22,14 @@ class EncodedTensor:
     ----------
     kind : str
         Name of the encoding in files.
+    coder : {"raw", "rans"}
+        How files hold codes: as they are used, or entropy coded.
     shape : tuple of int
     dtype : dtype of the decoded values
     """
 
     kind = ""
+    coder = "raw"
     shape: tuple[int, ...]
     dtype: np.dtype
 
@@ -60,6 +63,10 @@ class EncodedTensor:
     def rows(self, first: int, stop: int) -> np.ndarray | None:
         """Values of the rows from `first` up to `stop`, to be read once; None: decode all."""
         return None
+
+    def with_coder(self, coder: str) -> EncodedTensor:
+        """The same values, for files that hold their codes so, where it takes fewer bytes."""
+        return self
 
     def release(self) -> None:
         """Give back the memory of what can be read from the disk again: it has been packed."""

@@ -28,6 +28,7 @@ import numpy as np
 from fastvq import container
 from fastvq.container import LINE, FileFormatError, as_array
 from fastvq.runtime import preprocess
+from fastvq.runtime.coded import CODERS
 from fastvq.runtime.encoding import ENCODINGS
 from fastvq.runtime.graph import Graph, Node, Value
 
@@ -166,8 +167,9 @@ def _node(operator, inputs, outputs, attributes, name):
 def _features(graph, metadata):
     """What a version has to know to run this, beyond what all versions know."""
     encodings = {f"encoding {encoded.kind}" for encoded in graph.constants.values()}
+    coders = {f"coder {encoded.coder}" for encoded in graph.constants.values()} - {"coder raw"}
     steps = {f"preprocess {step}" for step in preprocess.kinds_of(metadata.get("preprocess"))}
-    return sorted((encodings - {"encoding raw"}) | steps)
+    return sorted((encodings - {"encoding raw"}) | coders | steps)
 
 
 def _check_version(attributes):
@@ -178,6 +180,7 @@ def _check_version(attributes):
             "pip install --upgrade fastvq"
         )
     known = {f"encoding {kind}" for kind in ENCODINGS}
+    known |= {f"coder {coder}" for coder in CODERS}
     known |= {f"preprocess {kind}" for kind in preprocess.KINDS}
     if unknown := [feature for feature in required if feature not in known]:
         raise ValueError(

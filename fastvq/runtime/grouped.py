@@ -55,7 +55,7 @@ class Grouped(Coded):
         return cls(*packed(codes, bits), bits=bits, scales=scales, zero_points=points, **settings)
 
     @property
-    def scheme(self):
+    def _form(self):
         group = f", groups of {self.group}" if self.group else ""
         return f"int{self.bits}{', zero points' * (self.zero_points is not None)}{group}"
 
@@ -99,7 +99,7 @@ class Signs(Coded):
         return cls(*packed(np.asarray(values) >= 0, 1), scales=scales, **settings)
 
     @property
-    def scheme(self):
+    def _form(self):
         return f"sign, groups of {self.group}" if self.group else "sign"
 
     def _levels(self, codes, first):

@@ -59,6 +59,13 @@ class Patched(EncodedTensor):
         return f"{self.base.scheme}, {share:.2%} kept"
 
     @property
+    def coder(self):
+        return self.base.coder
+
+    def with_coder(self, coder):
+        return Patched(self.base.with_coder(coder), self.gaps, self.patches)
+
+    @property
     def places(self) -> np.ndarray:
         """Where the patches are, (n,) of int64."""
         return np.cumsum(self.gaps, dtype=np.int64)

@@ -65,7 +65,7 @@ class Product(Coded):
         return cls(tuple(shape), pack(codes, bits), codewords, bits=bits, **settings)
 
     @property
-    def scheme(self):
+    def _form(self):
         stages, _, d = self.codewords.shape
         return f"product {d} x {self.bits} bit" + (f", {stages} stages" if stages > 1 else "")
 

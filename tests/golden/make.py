@@ -181,6 +181,14 @@ def patched_1():
     return m.done([Value("x", "float32", ("N", 9))], [Value(y, "float32", ("N", 6))])
 
 
+def entropy_coded_1():
+    m = Model()
+    codes = np.clip(np.rint(m.rng.normal(8, 1.5, (40, 7))), 0, 15).astype(int)
+    weight = Grouped.of(codes, np.full((40, 1), 0.25, "f2"), bits=4).with_coder("rans")
+    y = m.node("Dense", "x", m.coded(weight))
+    return m.done([Value("x", "float32", ("N", 7))], [Value(y, "float32", ("N", 40))])
+
+
 def all_codes():
     """A model of five features with a weight in each of these encodings; no golden file of it."""
     m = Model()
@@ -192,14 +200,16 @@ def all_codes():
         Signs.of(codes - 8, scales),
         Product.of((6, 5), codes[:, :2, None], m.rng.integers(-8, 8, (1, 16, 4)).astype("f4")),
         Patched.of(Grouped.of(codes, scales, bits=4), [1, 9, 29], np.float16([3, 4, 5])),
+        Grouped.of(np.resize([8, 8, 8, 9, 7], (60, 5)), np.ones((60, 1), "f2"), bits=4),
     ]
+    weights[-1] = weights[-1].with_coder("rans")
     h = [m.node("Dense", "x", m.coded(weight)) for weight in weights]
     y = m.node("Concat", *h, axis=1)
-    return m.done([Value("x", "float32", ("N", 5))], [Value(y, "float32", ("N", 30))])
+    return m.done([Value("x", "float32", ("N", 5))], [Value(y, "float32", ("N", 90))])
 
 
 _OF_FLOATS = mlp_1, cnn_1, forest_1, lstm_1, transformer_1
-_OF_CODES = codebook_1, grouped_1, sign_1, product_1, patched_1
+_OF_CODES = codebook_1, grouped_1, sign_1, product_1, patched_1, entropy_coded_1
 MODELS = {model.__name__: model for model in (*_OF_FLOATS, *_OF_CODES)}
 
 

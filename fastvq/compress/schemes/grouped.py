@@ -10,7 +10,7 @@ from fastvq.compress.schemes.grids import Grid, Groups, ScaledGrid, inverse
 from fastvq.runtime.bits import packed_size
 from fastvq.runtime.grouped import Grouped
 
-__all__ = ["GroupedScheme"]
+__all__ = ["GroupedGrid", "GroupedScheme"]
 
 # Shares of the range that are tried. Few levels do better on a part of it: on Gaussian groups of 64
 # the best share is about 0.95 at 4 bits and 0.65 at 2.
@@ -50,7 +50,7 @@ class GroupedScheme(NamedTuple):
         weights = groups.weights(importance)
         search = self._symmetric if self.symmetric else self._with_zero_points
         scales, points = groups.by_rows(matrix, lambda part: search(part.astype("f8"), weights))
-        return _GroupedGrid(self, groups, scales, None if self.symmetric else points)
+        return GroupedGrid(self, groups, scales, None if self.symmetric else points)
 
     def _symmetric(self, cut, weights):
         half = 1 << (self.bits - 1)
@@ -101,7 +101,9 @@ class _Best:
         return np.clip(q, 0, self._most) - points
 
 
-class _GroupedGrid(ScaledGrid):
+class GroupedGrid(ScaledGrid):
+    """Levels of a :class:`GroupedScheme`, with these scales and zero points (n_rows, n_groups)."""
+
     def __init__(self, scheme, groups, scales, points):
         super().__init__(groups, scales)
         self._scheme, self._points = scheme, points
