@@ -26,7 +26,7 @@ class ModelQuantizer(Quantizer):
     scheme : {"int8", "int4", "codebook", "product", "sign", "auto"}, or a mapping
         "int8": layers of integers, as most of what follows tells. Others write weights alone in few
         bits, as :class:`WeightQuantizer` does, which has more to say of them and of its parameters
-        here: `bits`, `group`, `symmetric`, `per`, `stages`, `outliers`, `score`.
+        here: `bits`, `group`, `symmetric`, `per`, `stages`, `outliers`, `coder`, `score`.
     activations : {"dynamic", "static", "float"}
         "dynamic": every dense layer and convolution finds the steps of its input as it runs, for
         each row (picture); what it gives is float32. Needs no examples. "static": steps come from
@@ -130,6 +130,7 @@ class ModelQuantizer(Quantizer):
         per="tensor",
         stages=1,
         outliers=0.0,
+        coder="raw",
         activations="dynamic",
         calibration="mse",
         granularity="channel",
@@ -153,6 +154,7 @@ class ModelQuantizer(Quantizer):
         self.per = per
         self.stages = stages
         self.outliers = outliers
+        self.coder = coder
         self.activations = activations
         self.calibration = calibration
         self.granularity = granularity
