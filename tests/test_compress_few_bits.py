@@ -558,6 +558,20 @@ class TestBudgets:
             found[coder] = ((small.predict_proba(X) - wanted) ** 2).mean()
         assert found["rans"] < 0.7 * found["raw"]
 
+    def test_entropy_coded_weights_multiply_whole_numbers(self):
+        """Whatever lies how far out: those layers have 7 bits."""
+        rng = np.random.default_rng(0)
+        w = rng.normal(size=(96, 256)).astype("f4")
+        w[::7, 5], x = 40, rng.normal(size=(60, 256)).astype("f4")
+        whole = dense({"w": w, "b": rng.normal(size=96)})
+        quantizer = WeightQuantizer(
+            "auto", coder="rans", activations="dynamic", size_budget=w.size * 6 // 8
+        )
+        small = quantizer.fit_transform(whole, x)
+        assert [node.operator for node in small.graph.nodes] == ["CodedDense"]
+        error = ((small(x) - whole(x)) ** 2).sum() / (whole(x) ** 2).sum()
+        assert error < 1e-3
+
     def test_the_same_every_time(self, digits):
         model, X, _ = digits
         found = [

@@ -38,7 +38,13 @@ _CANDIDATES = (
     ),
 )
 # Where files hold codes entropy coded: of a third of a bit to 7 bits, and then as above.
-_STEPPED = (*(SteppedScheme(2 ** (-k / 4)) for k in range(-8, 20)), *_TOWARDS_FLOAT16)
+_STEPS = [2 ** (-k / 4) for k in range(-8, 20)]
+_ENTROPY_CODED = (*map(SteppedScheme, _STEPS), *_TOWARDS_FLOAT16)
+# The same for layers that multiply whole numbers, which have 7 bits.
+_WHOLE_ENTROPY_CODED = (
+    *(SteppedScheme(step, most=63) for step in _STEPS),
+    *(GroupedScheme(7, group) for group in (128, 64, 32, 16)),
+)
 _TABLE_BYTES = 64  # of entropy coded codes: about what the frequencies take
 _PROBE = GroupedScheme(3, 64)  # what a weight is stored in while its layer's damage is measured
 _PROBED = 64  # examples on which that is measured, fewer where their values take more bytes:
@@ -176,13 +182,17 @@ class Allocation:
         part, share = _sampled(weight)
         probe = _error(part, *_coded(part, _PROBE, importance), importance)
         unit = damage / probe if probe else 0.0
-        schemes = _STEPPED if self._writing.coder == "rans" else _CANDIDATES
         found = [
             _candidate(scheme, part, share, importance, unit)
-            for scheme in schemes
+            for scheme in self._schemes()
             if not scheme.group or scheme.group < part.shape[1]
         ]
         return [*found, Candidate(_Half(), 2 * weight.values.size, 0.0)]
+
+    def _schemes(self):
+        if self._writing.coder == "raw":
+            return _CANDIDATES
+        return _WHOLE_ENTROPY_CODED if self._writing.in_whole_numbers else _ENTROPY_CODED
 
     def _damages(self):
         """What storing a weight in the probe's scheme does to the outputs: noise to signal.

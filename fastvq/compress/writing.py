@@ -40,6 +40,7 @@ class Writing:
     def __init__(self, settings, graph, metadata, arrays):
         self._settings, self._metadata, self.arrays = settings, metadata, arrays
         self.coder = settings.coder
+        self.in_whole_numbers = settings.activations == "dynamic"
         self.graph = passes.prepared(graph)
         self.threads = _threads.effective(settings.n_threads)
         smallest = FEWEST if settings.scheme == "auto" else SMALLEST
@@ -116,7 +117,7 @@ class Writing:
         small = replaced(self.graph, tensors)
         if corrected:
             small = replaced(small, self._biases(tensors))
-        if self._settings.activations == "dynamic":
+        if self.in_whole_numbers:
             small = coded_layers(small)
         rows = {row["tensor"]: row for row in self.layers(schemes)}
         known = {

@@ -11,8 +11,6 @@ from fastvq.compress.schemes.grouped import GroupedGrid, GroupedScheme
 
 __all__ = ["SteppedScheme"]
 
-_MOST = 127  # the largest code
-
 
 class SteppedScheme(NamedTuple):
     """Whole numbers of steps, a step for each row.
@@ -21,6 +19,9 @@ class SteppedScheme(NamedTuple):
     ----------
     step : float
         In root mean squares of the row.
+    most : int up to 127
+        Steps that a value may be from 0. Whole numbers up to 63 are what layers multiply
+        (`activations="dynamic"`).
 
     Notes
     -----
@@ -28,10 +29,11 @@ class SteppedScheme(NamedTuple):
     bit of what any quantizer of many levels can do (Gish and Pierce, "Asymptotically efficient
     quantizing", 1968): 4 bits have 2 to 3 dB more than levels that share 4 bits evenly. Nothing is
     clipped, and rare values may be far out: their codes are long, not wrong. Steps are made larger
-    where a value would lie beyond 127 of them.
+    where a value would lie beyond `most` of them.
     """
 
     step: float
+    most: int = 127
 
     group = 0
 
@@ -43,8 +45,8 @@ class SteppedScheme(NamedTuple):
         matrix = matrix.astype(np.float64)
         reach = np.abs(matrix).max(axis=1, initial=0)
         spread = np.sqrt(np.square(matrix).mean(axis=1)) if matrix.size else reach
-        steps = np.maximum(self.step * spread, reach / _MOST)
-        most = float((reach * inverse(steps)).max(initial=0))
-        bits = min(8, max(2, round(most).bit_length() + 1))
+        steps = np.maximum(self.step * spread, reach / self.most)
+        most = round(float((reach * inverse(steps)).max(initial=0)))
+        bits = max(2, most.bit_length() + 1)
         groups = Groups(matrix.shape[1], 0)
         return GroupedGrid(GroupedScheme(bits, 0), groups, steps[:, None], None)
