@@ -428,20 +428,36 @@ def rans_encode(symbols, frequencies, *, block):
 
 
 def rans_decode(words, lengths, frequencies, symbols, *, block):
-    """The symbols that `rans_encode` made these words of, written into `symbols`."""
-    bits = int(frequencies.sum()).bit_length() - 1
-    ends = np.cumsum(frequencies)
-    stream = iter(int(word) for word in words)
-    for start in range(0, len(symbols), block):
-        states = [next(stream) | next(stream) << 32 for _ in range(_STATES)]
-        for i in range(min(block, len(symbols) - start)):
-            x = states[i % _STATES]
-            slot = x % (1 << bits)
-            symbol = int(np.searchsorted(ends, slot, "right"))
-            frequency = int(frequencies[symbol])
-            x = frequency * (x >> bits) + slot - int(ends[symbol]) + frequency
-            states[i % _STATES] = x if x >= _LOWEST else x << 32 | next(stream)
-            symbols[start + i] = symbol
+    """The symbols that `rans_encode` made these words of, written into `symbols`.
+
+    All states of all blocks take their turn at once: where nothing is compiled, models are read so.
+    """
+    bits, ends = int(frequencies.sum()).bit_length() - 1, np.cumsum(frequencies)
+    mask, lowest = np.uint64((1 << bits) - 1), np.uint64(_LOWEST)
+    counts, starts = frequencies.astype(np.uint64), (ends - frequencies).astype(np.uint64)
+    n_words = np.asarray(lengths, np.int64)
+    last = np.cumsum(n_words)
+    if len(symbols) and (last[-1] != len(words) or (n_words < 2 * _STATES).any()):
+        raise ValueError("words are damaged: they do not decode to symbols")
+    at = (last - n_words)[:, None]
+    pairs = words[at + np.arange(2 * _STATES)].astype(np.uint64).reshape(-1, _STATES, 2)
+    states, at = pairs[:, :, 0] | pairs[:, :, 1] << np.uint64(32), at + 2 * _STATES
+    firsts = np.arange(len(n_words))[:, None] * block + np.arange(_STATES)
+    for i in range(0, min(block, len(symbols)), _STATES):
+        here = (np.arange(i, i + _STATES) < block) & (firsts + i < len(symbols))
+        slots = states & mask
+        found = np.searchsorted(ends, slots.astype(np.int64), "right")
+        symbols[(firsts + i)[here]] = found[here]
+        following = counts[found] * (states >> np.uint64(bits)) + slots - starts[found]
+        short = here & (following < lowest)
+        places = at + np.cumsum(short, axis=1) - short
+        if (places[short] >= len(words)).any():
+            raise ValueError("words are damaged: they do not decode to symbols")
+        more = words[np.where(short, places, 0)].astype(np.uint64)
+        states = np.where(
+            here, np.where(short, following << np.uint64(32) | more, following), states
+        )
+        at = at + short.sum(axis=1, keepdims=True)
     return symbols
 
 

@@ -547,6 +547,21 @@ class TestBudgets:
         small.save(tmp_path / "small.fvq")
         assert 0.97 * budget <= (tmp_path / "small.fvq").stat().st_size <= budget
 
+    def test_entropy_coded_weights_where_nothing_is_compiled(self, digits, tmp_path, run_python):
+        model, X, _ = digits
+        small = fastvq.compress(model, scheme="auto", coder="rans", size_budget=14_000)
+        small.save(tmp_path / "small.fvq")
+        np.save(tmp_path / "x.npy", X)
+        run_python(
+            "import fastvq, numpy as np; model = fastvq.load('small.fvq'); model.save('again.fvq');"
+            "np.save('y.npy', model.predict_proba(np.load('x.npy')))",
+            FASTVQ_LEVEL="numpy",
+        )
+        found = np.load(tmp_path / "y.npy")
+        np.testing.assert_allclose(found, small.predict_proba(X), atol=1e-6)
+        files = [(tmp_path / name).read_bytes() for name in ("small.fvq", "again.fvq")]
+        assert files[0] == files[1]
+
     def test_entropy_coded_weights_do_less_damage(self, digits):
         model, X, _ = digits
         whole = fastvq.compress(model)

@@ -39,7 +39,7 @@ FLOORS = {
     "entropy": {"_validation", "kernels"},
     "_coded": {"container", "entropy"},
 }
-FLOORS["kernels"].add("_validation")
+FLOORS["kernels"] |= {"_validation", "reference"}
 BASE = {"_validation", "_threads", "_kernels", "_progress", "kernels", "container", "entropy"}
 FLOORS["vq"] = BASE | {"_plot", "_screen"}
 FLOORS["runtime"] = BASE - {"_progress"} | {"_dots", "_memory"}

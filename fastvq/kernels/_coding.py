@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from fastvq._kernels import load
+from fastvq import reference
+from fastvq._kernels import active_level, load
 from fastvq.kernels._call import CODE_DTYPES, calls, thread_count
 
 # Symbols that an entropy coding call takes, some 0.1 s of them.
@@ -158,6 +159,8 @@ def rans_decode(words, lengths, frequencies, symbols, *, block, n_threads=None):
         For words that are not such: nothing beyond `words` and `symbols` is touched.
     """
     bits = _slot_bits(frequencies)
+    if active_level() == "numpy":  # files of models are read there, too
+        return reference.rans_decode(words, lengths, frequencies, symbols, block=block)
     present = np.flatnonzero(frequencies)
     if present[-1] > np.iinfo(symbols.dtype).max:
         raise ValueError(f"symbols of {symbols.dtype} cannot hold {present[-1]}")

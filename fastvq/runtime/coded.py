@@ -114,9 +114,12 @@ class Coded(EncodedTensor):
             raise ValueError(f"{cls.kind} values have the attributes {', '.join(sorted(wanted))}")
         if not isinstance(attributes["shape"], list):
             raise ValueError(f"shape must be a list, got {attributes['shape']!r:.80}")
-        if attributes.get("coder", "raw") != "raw":
-            parts = {**parts, "codes": _unpacked(parts["codes"], attributes)}
-        return cls(**{**attributes, **parts})
+        if attributes.get("coder", "raw") == "raw":
+            return cls(**{**attributes, **parts})
+        stored = parts["codes"]
+        found = cls(**{**attributes, **parts, "codes": _unpacked(stored, attributes)})
+        vars(found)["_entropy_coded"] = stored
+        return found
 
     def with_coder(self, coder):
         found = copy.copy(self)
