@@ -5,7 +5,7 @@ stage; (sum - origin) * scale, one operation after the other, gives the bits tha
 """
 
 from cython.parallel cimport prange
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint64_t
 
 from fastvq._kernels.call cimport Call, entry
 from fastvq._kernels.rows cimport float16_value
@@ -46,6 +46,49 @@ cdef inline float scale_of(const Call *call, int64_t row, int64_t group) noexcep
         return rounded_product(float16_value((<const uint16_t *> call.operand[3])[place]),
                                <float> call.value[0])
     return rounded_product((<const float *> call.operand[3])[place], <float> call.value[0])
+
+
+cdef inline void eight_codes(const uint8_t *codes, int bits, uint8_t *found) noexcept nogil:
+    """Eight codes of up to 8 bits, which begin at a byte."""
+    cdef uint64_t word = 0, mask = (1 << bits) - 1
+    cdef int i
+    for i in range(bits):
+        word |= <uint64_t> codes[i] << 8 * i
+    for i in range(8):
+        found[i] = <uint8_t> (word >> bits * i & mask)
+
+
+cdef void take_single_values(const Call *call, int64_t i) noexcept nogil:
+    """A row whose codes of up to 8 bits stand for a value each, group after group."""
+    cdef int64_t row = index(call, i), width = call.size[WIDTH], size = call.size[GROUP]
+    cdef int64_t start = 0, stop, j, k, group, first = row * width
+    cdef int bits = <int> call.size[BITS]
+    cdef const uint8_t *codes = <const uint8_t *> call.operand[1]
+    cdef const float *table = <const float *> call.operand[2]
+    cdef const uint8_t *points = <const uint8_t *> call.operand[4]
+    cdef float *y = <float *> call.operand[5] + i * width
+    cdef float origin = <float> call.value[1], scale = 1
+    cdef uint8_t found[8]
+    for group in range(call.size[GROUPS]):
+        stop = min(start + size, width)
+        if call.operand[3]:
+            scale = scale_of(call, row, group)
+        if points:
+            origin = points[row * call.size[GROUPS] + group]
+        j = start
+        while j < stop:
+            if (first + j) % 8 == 0 and j + 8 <= stop:
+                eight_codes(codes + ((first + j) >> 3) * bits, bits, found)
+                for k in range(8):
+                    y[j + k] = table[found[k]] - origin
+                j += 8
+            else:
+                y[j] = table[code_at(codes, (first + j) * bits, bits)] - origin
+                j += 1
+        if call.operand[3]:
+            for j in range(start, stop):
+                y[j] = rounded_product(y[j], scale)
+        start = stop
 
 
 cdef void take_row(const Call *call, int64_t i) noexcept nogil:
@@ -93,8 +136,12 @@ cdef int take(const Call *call) noexcept nogil:
     for i in range(count):
         if index(call, i) < 0:
             return <int> min(i + 1, 0x7fffffff)
+    cdef bint single = call.size[D] == 1 and call.size[STAGES] == 1 and call.size[BITS] <= 8
     for i in prange(count, num_threads=call.threads, schedule="static"):
-        take_row(call, i)
+        if single:
+            take_single_values(call, i)
+        else:
+            take_row(call, i)
     return 0
 
 
