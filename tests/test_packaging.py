@@ -337,6 +337,7 @@ import numpy as np
 import fastvq
 model = fastvq.load("model.fvq")
 np.save("y.npy", model(np.load("x.npy")))
+np.save("w.npy", fastvq.load("coded.fvq")(np.ones((2, 7), "f4")))
 print(list(model.predict(np.load("x.npy"))))
 outside = {name.split(".")[0] for name in sys.modules} - set(sys.stdlib_module_names)
 print(sorted(name for name in outside if name in ("fastvq", "numpy", "sklearn", "scipy", "onnx")))
@@ -356,11 +357,14 @@ def use_models(python, folder, **environment):
     rows = np.random.default_rng(0).normal(size=(5, 4)).astype("f4")
     model.save(folder / "model.fvq")
     np.save(folder / "x.npy", rows)
+    coded = golden.MODELS["entropy_coded_1"]()
+    coded.save(folder / "coded.fvq")
     environment = {"PATH": os.environ["PATH"], **environment}
     arguments = {"cwd": folder, "env": environment, "capture_output": True, "text": True}
     result = subprocess.run([python, "-c", USE_MODELS], **arguments)
     assert result.returncode == 0, result.stderr
     np.testing.assert_allclose(np.load(folder / "y.npy"), model(rows), rtol=1e-5)
+    np.testing.assert_allclose(np.load(folder / "w.npy"), coded(np.ones((2, 7), "f4")), rtol=1e-5)
     command = [python, "-m", "fastvq", "run", "model.fvq", "x.npy", "-o", "z.npy"]
     result_of_command = subprocess.run(command, **arguments)
     assert result_of_command.returncode == 0, result_of_command.stderr

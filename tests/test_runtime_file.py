@@ -367,7 +367,7 @@ def test_no_graph_crashes(any_saved):
     tokens = re.findall(rb'"[^"]*"|-?\d+|.', text)
     others = [b"0", b"1", b"-1", b"99999999999999999999", b'""', b'"x"', b'"N"', b"null", b"[]"]
     outcomes = {"refused": 0, "an error when called": 0, "runs": 0}
-    for _ in range(1500):
+    for _ in range(2500):
         changed = list(tokens)
         for _ in range(rng.integers(1, 3)):
             pool = others if rng.integers(2) else tokens

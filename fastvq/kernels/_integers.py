@@ -4,8 +4,12 @@ import numpy as np
 
 from fastvq._dots import Packed, check_sums
 from fastvq._kernels import load
-from fastvq._kernels._program import run_once
 from fastvq.kernels._call import CALL_WORK, thread_count
+
+try:
+    from fastvq._kernels._program import run_once
+except ImportError:  # built without kernels: models are read all the same; `load` tells of it
+    run_once = None
 
 # By dtypes and not their names, which take NumPy a microsecond to tell.
 _INT8, _FLOAT32 = np.dtype(np.int8), np.dtype(np.float32)
